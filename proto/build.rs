@@ -1,0 +1,38 @@
+//! Compiles the protos with protox, so that no `protoc` is needed, and keeps the descriptors for reflection.
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+use prost::Message as _;
+
+/// Files whose services are part of the public API; the guest protocol is generated beside it and never reflected.
+const PUBLIC: &[&str] = &[
+    "hvkube/v1/template.proto",
+    "hvkube/v1/pool.proto",
+    "hvkube/v1/vm.proto",
+    "hvkube/v1/lease.proto",
+    "hvkube/v1/desktop.proto",
+    "hvkube/v1/host.proto",
+    "google/longrunning/operations.proto",
+];
+const GUEST: &[&str] = &["hvkube/guest/v1/guest.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    println!("cargo:rerun-if-changed=hvkube");
+    println!("cargo:rerun-if-changed=third_party");
+
+    let public = protox::compile(PUBLIC, [".", "third_party"])?;
+    fs::write(out.join("public.bin"), public.encode_to_vec())?;
+    let guest = protox::compile(GUEST, [".", "third_party"])?;
+    let mut all = public;
+    all.file.extend(guest.file.into_iter().filter(|f| f.package().starts_with("hvkube.guest")));
+
+    tonic_prost_build::configure()
+        // Comments of google's own protos hold code fences that rustdoc would take for Rust.
+        .disable_comments([".google"])
+        // Screen and file payloads are handed on without copies.
+        .bytes(".hvkube")
+        .compile_fds(all)?;
+    Ok(())
+}

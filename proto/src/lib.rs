@@ -1,0 +1,1 @@
+//! Generated types, clients and servers of the hyperv-kube protos.
