@@ -13,7 +13,6 @@ const PUBLIC: &[&str] = &[
     "hvkube/v1/lease.proto",
     "hvkube/v1/desktop.proto",
     "hvkube/v1/host.proto",
-    "google/longrunning/operations.proto",
 ];
 const GUEST: &[&str] = &["hvkube/guest/v1/guest.proto"];
 
@@ -33,6 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .disable_comments([".google"])
         // Screen and file payloads are handed on without copies.
         .bytes(".hvkube")
+        .include_file("all.rs")
         .compile_fds(all)?;
     Ok(())
 }
