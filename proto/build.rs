@@ -25,11 +25,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("public.bin"), public.encode_to_vec())?;
     let guest = protox::compile(GUEST, [".", "third_party"])?;
     let mut all = public;
+    for file in all.file.iter_mut().filter(|f| f.package().starts_with("google")) {
+        // Their comments hold code fences that rustdoc would take for Rust.
+        file.source_code_info = None;
+    }
     all.file.extend(guest.file.into_iter().filter(|f| f.package().starts_with("hvkube.guest")));
 
     tonic_prost_build::configure()
-        // Comments of google's own protos hold code fences that rustdoc would take for Rust.
-        .disable_comments([".google"])
         // Screen and file payloads are handed on without copies.
         .bytes(".hvkube")
         .include_file("all.rs")
