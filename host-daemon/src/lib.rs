@@ -1,1 +1,7 @@
-//! Placeholder until the first module lands.
+//! Host daemon of hyperv-kube: pools of clean desktop VMs, handed out as leases, seen and driven over gRPC.
+//!
+//! Arrows between the modules go one way: `api -> orchestrator -> {display, store}`, `orchestrator, display ->
+//! {hypervisor, guest}`, and all of them `-> model`.
+
+pub mod hypervisor;
+pub mod model;

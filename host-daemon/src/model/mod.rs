@@ -1,0 +1,7 @@
+//! Domain types, legal state transitions and policies, as pure data and functions: no I/O, no proto, no SQL.
+
+pub mod ids;
+pub mod input;
+pub mod screen;
+pub mod template;
+pub mod vm;

@@ -1,0 +1,84 @@
+//! Pixels and places on a screen.
+
+use bytes::Bytes;
+
+/// A position in physical pixels, the origin at the top left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Point {
+    /// From the left edge.
+    pub x: i32,
+    /// From the top edge.
+    pub y: i32,
+}
+
+/// A size in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+pub struct Size {
+    /// Width.
+    pub width: u32,
+    /// Height.
+    pub height: u32,
+}
+
+impl Size {
+    /// Largest side a frame may have; bounds what a guest can make the host allocate (1 GiB a frame).
+    pub const MAX_SIDE: u32 = 16_384;
+
+    /// Bytes of a frame of this size at 4 bytes a pixel.
+    #[must_use]
+    pub fn frame_bytes(self) -> usize {
+        self.width as usize * self.height as usize * 4
+    }
+
+    /// Whether the point lies inside.
+    #[must_use]
+    pub fn contains(self, point: Point) -> bool {
+        u32::try_from(point.x).is_ok_and(|x| x < self.width)
+            && u32::try_from(point.y).is_ok_and(|y| y < self.height)
+    }
+}
+
+/// A rectangle inside a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Rect {
+    /// Left edge.
+    pub x: u32,
+    /// Top edge.
+    pub y: u32,
+    /// Width.
+    pub width: u32,
+    /// Height.
+    pub height: u32,
+}
+
+impl Rect {
+    /// The whole of a frame.
+    #[must_use]
+    pub fn whole(size: Size) -> Self {
+        Self { x: 0, y: 0, width: size.width, height: size.height }
+    }
+
+    /// Whether all of it lies inside a frame of this size, and it is not empty.
+    #[must_use]
+    pub fn fits(self, size: Size) -> bool {
+        self.width > 0
+            && self.height > 0
+            && self.x.checked_add(self.width).is_some_and(|right| right <= size.width)
+            && self.y.checked_add(self.height).is_some_and(|bottom| bottom <= size.height)
+    }
+}
+
+/// A whole screen: rows top to bottom, 4 bytes a pixel (blue, green, red, unused), no padding.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Its size.
+    pub size: Size,
+    /// `size.frame_bytes()` bytes.
+    pub pixels: Bytes,
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Frame({}x{})", self.size.width, self.size.height)
+    }
+}
