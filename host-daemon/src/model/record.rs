@@ -1,0 +1,287 @@
+//! What is kept of templates, pools, VMs, leases and operations: one struct per row, with typed columns.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
+use crate::model::lease::{EndedAs, Receipt};
+use crate::model::template::{CloneMethod, TemplateSpec};
+use crate::model::vm::VmState;
+
+/// A template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Id.
+    pub id: TemplateId,
+    /// Never reused.
+    pub uid: Uuid,
+    /// For people.
+    pub display_name: String,
+    /// How its VMs are built.
+    pub spec: TemplateSpec,
+    /// What the image holds.
+    pub installed_software: Vec<String>,
+    /// Port of a remote desktop server; 0: none.
+    pub rdp_port: u16,
+    /// Where it is in its life.
+    pub state: TemplateState,
+    /// Why, when it failed.
+    pub state_reason: String,
+    /// What was found out of its disk.
+    pub disk_sha256: String,
+    /// Size of its disk file.
+    pub disk_size_bytes: u64,
+    /// How clones get their memory; known once it is ready.
+    pub clone_method: Option<CloneMethod>,
+    /// Operating system.
+    pub os: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// Grows with every change; the etag.
+    pub version: u64,
+}
+
+/// Life of a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TemplateState {
+    /// Being prepared.
+    Preparing,
+    /// VMs can be made of it.
+    Ready,
+    /// Preparation failed.
+    Failed,
+    /// Being deleted.
+    Deleting,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Id.
+    pub id: PoolId,
+    /// Never reused.
+    pub uid: Uuid,
+    /// Its settings.
+    pub spec: PoolSpec,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// Grows with every change; the etag.
+    pub version: u64,
+}
+
+/// Settings of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// For people.
+    pub display_name: String,
+    /// Template of its VMs.
+    pub template: TemplateId,
+    /// VMs in all.
+    pub desired: u32,
+    /// VMs kept ready; absent: all that are not leased.
+    pub warm: Option<u32>,
+    /// Limit per host; 0: none.
+    pub max_per_host: u32,
+    /// Life of a lease that asks for none.
+    pub default_ttl: Duration,
+    /// Longest life a lease may ask for.
+    pub max_ttl: Duration,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vm {
+    /// Id.
+    pub id: VmId,
+    /// Never reused.
+    pub uid: Uuid,
+    /// Template it was made of.
+    pub template: TemplateId,
+    /// Pool it belongs to.
+    pub pool: Option<PoolId>,
+    /// VM it was forked from.
+    pub forked_from: Option<VmId>,
+    /// State.
+    pub state: VmState,
+    /// Why it is in that state.
+    pub state_reason: String,
+    /// Since when.
+    pub state_since: Timestamp,
+    /// Who may use it.
+    pub availability: Availability,
+    /// Lease on it.
+    pub lease: Option<LeaseId>,
+    /// What is to become of it once it is free; survives a crash in the middle.
+    pub pending: Option<Pending>,
+    /// Its memory and disk are the template's: nothing ran in it since.
+    pub clean: bool,
+    /// Number of its last guest session.
+    pub epoch: u64,
+    /// Address as the agent reports it.
+    pub ip_address: String,
+    /// Memory in MiB.
+    pub memory_mb: u64,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// A share of a GPU.
+    pub gpu: bool,
+    /// Port of a remote desktop server; 0: none.
+    pub rdp_port: u16,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it was last resumed or started.
+    pub last_resumed: Option<Timestamp>,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// Grows with every change; the etag.
+    pub version: u64,
+}
+
+/// Who may use a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Availability {
+    /// Free.
+    Idle,
+    /// Held by a lease.
+    Leased,
+    /// Kept out of use after a failure.
+    Quarantined,
+}
+
+/// What is to become of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pending {
+    /// Back to clean.
+    Reset,
+    /// Saved as it is.
+    Save,
+    /// Deleted.
+    Delete,
+}
+
+/// A lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Id.
+    pub id: LeaseId,
+    /// Never reused.
+    pub uid: Uuid,
+    /// VM it holds, or held.
+    pub vm: VmId,
+    /// Pool it came from.
+    pub pool: PoolId,
+    /// Name of the token that acquired it.
+    pub holder: String,
+    /// How it ended; absent: it is active.
+    pub ended: Option<EndedAs>,
+    /// Why it ended.
+    pub end_reason: String,
+    /// Life that acquire and renew give it.
+    pub ttl: Duration,
+    /// When it ends unless it is renewed.
+    pub expires: Timestamp,
+    /// Proof that the desktop was ready; absent while it is being made ready.
+    pub receipt: Option<Receipt>,
+    /// Free text.
+    pub purpose: String,
+    /// When it was granted.
+    pub created: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// Work that takes long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// Made by the server: `{kind}-{uuid}`.
+    pub id: String,
+    /// The template it makes.
+    pub template: TemplateId,
+    /// What it is doing.
+    pub phase: Phase,
+    /// How it ended; absent: it goes on.
+    pub outcome: Option<Outcome>,
+    /// When it began.
+    pub created: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+}
+
+/// Steps of preparing a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Reading and hashing the golden disk.
+    CheckingDisk,
+    /// Starting the machine.
+    Booting,
+    /// The guest boots; its agent is not there yet.
+    WaitingForAgent,
+    /// The desktop is still drawing.
+    Settling,
+    /// Memory and disk are being frozen.
+    Saving,
+    /// Finished.
+    Done,
+}
+
+impl Phase {
+    /// As clients see it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CheckingDisk => "CHECKING_DISK",
+            Self::Booting => "BOOTING",
+            Self::WaitingForAgent => "WAITING_FOR_AGENT",
+            Self::Settling => "SETTLING",
+            Self::Saving => "SAVING",
+            Self::Done => "DONE",
+        }
+    }
+
+    /// Share of the work that is usually done when the phase begins.
+    #[must_use]
+    pub fn percent(self) -> u32 {
+        match self {
+            Self::CheckingDisk => 0,
+            Self::Booting => 5,
+            Self::WaitingForAgent => 10,
+            Self::Settling => 80,
+            Self::Saving => 95,
+            Self::Done => 100,
+        }
+    }
+
+    /// The reverse of [`Phase::as_str`].
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::CheckingDisk, Self::Booting, Self::WaitingForAgent, Self::Settling, Self::Saving, Self::Done]
+            .into_iter()
+            .find(|phase| phase.as_str() == text)
+    }
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The template is ready.
+    Ready,
+    /// It failed.
+    Failed {
+        /// In one word; see [`crate::model::error::Reason`].
+        reason: String,
+        /// For people.
+        message: String,
+    },
+    /// Somebody cancelled it.
+    Cancelled,
+}

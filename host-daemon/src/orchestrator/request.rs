@@ -1,0 +1,156 @@
+//! What callers ask of the orchestrator; shapes are checked before they get here, states are not.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::model::ids::{CheckpointId, LeaseId, PoolId, TemplateId, VmId};
+use crate::model::record::PoolSpec;
+use crate::model::template::TemplateSpec;
+use crate::model::vm::VmState;
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Name of the token.
+    pub name: String,
+    /// May act on everybody's leases.
+    pub admin: bool,
+}
+
+impl Caller {
+    /// The daemon's own operator.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self { name: "admin".into(), admin: true }
+    }
+}
+
+/// Makes a repeated call give the first call's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId {
+    /// Chosen by the client.
+    pub id: Uuid,
+    /// SHA-256 of method and arguments: a repeat must be the same request.
+    pub fingerprint: String,
+}
+
+/// One page of a list: ids greater than `after`, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Last id of the page before; empty: from the start.
+    pub after: String,
+    /// At most this many.
+    pub limit: u32,
+}
+
+/// A template to make.
+#[derive(Debug, Clone)]
+pub struct CreateTemplate {
+    /// Its id; absent: made here.
+    pub id: Option<TemplateId>,
+    /// For people.
+    pub display_name: String,
+    /// How its VMs are built.
+    pub spec: TemplateSpec,
+    /// What the image holds; empty: as its stamp says.
+    pub installed_software: Vec<String>,
+    /// Port of a remote desktop server; 0: none.
+    pub rdp_port: u16,
+    /// For a safe repeat.
+    pub request: Option<RequestId>,
+}
+
+/// A pool to make.
+#[derive(Debug, Clone)]
+pub struct CreatePool {
+    /// Its id; absent: made here.
+    pub id: Option<PoolId>,
+    /// Its settings.
+    pub spec: PoolSpec,
+    /// For a safe repeat.
+    pub request: Option<RequestId>,
+}
+
+/// Settings to change; absent ones stay.
+#[derive(Debug, Clone, Default)]
+pub struct UpdatePool {
+    /// For people.
+    pub display_name: Option<String>,
+    /// VMs in all.
+    pub desired: Option<u32>,
+    /// VMs kept ready; the inner absent: all that are not leased.
+    pub warm: Option<Option<u32>>,
+    /// Limit per host.
+    pub max_per_host: Option<u32>,
+    /// Life of a lease that asks for none.
+    pub default_ttl: Option<Duration>,
+    /// Longest life a lease may ask for.
+    pub max_ttl: Option<Duration>,
+}
+
+/// Which VMs to list.
+#[derive(Debug, Clone, Default)]
+pub struct VmFilter {
+    /// Only of this pool.
+    pub pool: Option<PoolId>,
+    /// Only in one of these states; empty: all.
+    pub states: Vec<VmState>,
+}
+
+/// Which leases to list.
+#[derive(Debug, Clone, Default)]
+pub struct LeaseFilter {
+    /// Only from this pool.
+    pub pool: Option<PoolId>,
+    /// Ended ones too.
+    pub show_ended: bool,
+}
+
+/// A desktop wanted.
+#[derive(Debug, Clone)]
+pub struct Acquire {
+    /// From this pool.
+    pub pool: PoolId,
+    /// Life of the lease; absent: the pool's default.
+    pub ttl: Option<Duration>,
+    /// How long to wait for a VM.
+    pub wait: Duration,
+    /// Free text.
+    pub purpose: String,
+    /// For a safe repeat.
+    pub request: Option<RequestId>,
+}
+
+/// A VM to fork off another.
+#[derive(Debug, Clone)]
+pub struct Fork {
+    /// The other.
+    pub vm: VmId,
+    /// Id of the new one; absent: made here.
+    pub new: Option<VmId>,
+    /// For a safe repeat.
+    pub request: Option<RequestId>,
+}
+
+/// A checkpoint to take.
+#[derive(Debug, Clone)]
+pub struct TakeCheckpoint {
+    /// Of this VM.
+    pub vm: VmId,
+    /// Its id; absent: made here.
+    pub id: Option<CheckpointId>,
+    /// For people.
+    pub description: String,
+    /// For a safe repeat.
+    pub request: Option<RequestId>,
+}
+
+/// Whose desktop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Of this VM.
+    Vm(VmId),
+    /// Of the VM that this lease holds.
+    Lease(LeaseId),
+}
