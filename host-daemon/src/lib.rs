@@ -5,3 +5,5 @@
 
 pub mod hypervisor;
 pub mod model;
+pub mod orchestrator;
+pub mod store;

@@ -4,6 +4,7 @@ pub mod error;
 pub mod ids;
 pub mod input;
 pub mod lease;
+pub mod query;
 pub mod record;
 pub mod screen;
 pub mod template;

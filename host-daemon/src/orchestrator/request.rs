@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
+pub use crate::model::query::{LeaseFilter, Page, RequestId, VmFilter};
 
 use crate::model::ids::{CheckpointId, LeaseId, PoolId, TemplateId, VmId};
 use crate::model::record::PoolSpec;
 use crate::model::template::TemplateSpec;
-use crate::model::vm::VmState;
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,24 +23,6 @@ impl Caller {
     pub fn admin() -> Self {
         Self { name: "admin".into(), admin: true }
     }
-}
-
-/// Makes a repeated call give the first call's result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestId {
-    /// Chosen by the client.
-    pub id: Uuid,
-    /// SHA-256 of method and arguments: a repeat must be the same request.
-    pub fingerprint: String,
-}
-
-/// One page of a list: ids greater than `after`, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    /// Last id of the page before; empty: from the start.
-    pub after: String,
-    /// At most this many.
-    pub limit: u32,
 }
 
 /// A template to make.
@@ -87,24 +68,6 @@ pub struct UpdatePool {
     pub default_ttl: Option<Duration>,
     /// Longest life a lease may ask for.
     pub max_ttl: Option<Duration>,
-}
-
-/// Which VMs to list.
-#[derive(Debug, Clone, Default)]
-pub struct VmFilter {
-    /// Only of this pool.
-    pub pool: Option<PoolId>,
-    /// Only in one of these states; empty: all.
-    pub states: Vec<VmState>,
-}
-
-/// Which leases to list.
-#[derive(Debug, Clone, Default)]
-pub struct LeaseFilter {
-    /// Only from this pool.
-    pub pool: Option<PoolId>,
-    /// Ended ones too.
-    pub show_ended: bool,
 }
 
 /// A desktop wanted.

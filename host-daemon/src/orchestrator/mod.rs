@@ -1,0 +1,4 @@
+//! Placeholder doc.
+
+pub mod request;
+pub mod view;
