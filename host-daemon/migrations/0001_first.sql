@@ -8,8 +8,7 @@ CREATE TABLE templates (
     spec               TEXT NOT NULL,              -- JSON, model::template::TemplateSpec
     installed_software TEXT NOT NULL,              -- JSON list
     rdp_port           INTEGER NOT NULL,
-    state              TEXT NOT NULL CHECK (state IN ('preparing', 'ready', 'failed', 'deleting')),
-    state_reason       TEXT NOT NULL,
+    state              TEXT NOT NULL CHECK (state IN ('preparing', 'ready', 'deleting')),
     disk_sha256        TEXT NOT NULL,
     disk_size_bytes    INTEGER NOT NULL,
     clone_method       TEXT CHECK (clone_method IN ('fork', 'restore', 'boot')),

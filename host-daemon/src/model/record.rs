@@ -27,8 +27,6 @@ pub struct Template {
     pub rdp_port: u16,
     /// Where it is in its life.
     pub state: TemplateState,
-    /// Why, when it failed.
-    pub state_reason: String,
     /// What was found out of its disk.
     pub disk_sha256: String,
     /// Size of its disk file.
@@ -54,8 +52,6 @@ pub enum TemplateState {
     Preparing,
     /// VMs can be made of it.
     Ready,
-    /// Preparation failed.
-    Failed,
     /// Being deleted.
     Deleting,
 }

@@ -21,8 +21,19 @@ pub struct Size {
 }
 
 impl Size {
-    /// Largest side a frame may have; bounds what a guest can make the host allocate (1 GiB a frame).
+    /// Largest side a frame may have.
     pub const MAX_SIDE: u32 = 16_384;
+    /// Most pixels a frame may have: twice an 8K screen. Bounds what a guest can make the host allocate (256 MiB a frame).
+    pub const MAX_PIXELS: u64 = 1 << 26;
+
+    /// Whether a frame may have this size.
+    #[must_use]
+    pub fn is_legal(self) -> bool {
+        let sides = 1..=Self::MAX_SIDE;
+        sides.contains(&self.width)
+            && sides.contains(&self.height)
+            && u64::from(self.width) * u64::from(self.height) <= Self::MAX_PIXELS
+    }
 
     /// Bytes of a frame of this size at 4 bytes a pixel.
     #[must_use]
@@ -56,6 +67,15 @@ impl Rect {
     #[must_use]
     pub fn whole(size: Size) -> Self {
         Self { x: 0, y: 0, width: size.width, height: size.height }
+    }
+
+    /// The part that both cover, if there is one.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        let (x, y) = (self.x.max(other.x), self.y.max(other.y));
+        let right = self.x.saturating_add(self.width).min(other.x.saturating_add(other.width));
+        let bottom = self.y.saturating_add(self.height).min(other.y.saturating_add(other.height));
+        (right > x && bottom > y).then(|| Self { x, y, width: right - x, height: bottom - y })
     }
 
     /// Whether all of it lies inside a frame of this size, and it is not empty.

@@ -1,4 +1,160 @@
-//! Placeholder doc.
+//! The heart of the daemon: VM actors, pool controllers, leases and their queue, start-up and shutdown.
+//!
+//! ```text
+//!   calls/ (what the API asks) ──► pools (who is ready, who waits) ──► actor per VM ──► hypervisor, guest, store
+//!                              └─► leases (grant, proof, renewal, expiry) ──┘
+//!   recover (start): store rows and what the hypervisor has are brought together before the first call is taken
+//! ```
+//!
+//! [`Orchestrator`] is a handle; clones are the same orchestrator. It knows no gRPC: callers bring domain types and get
+//! domain errors.
 
+mod actor;
+mod calls;
+mod errors;
+mod leases;
+mod operations;
+mod pools;
+mod prepare;
+mod recover;
+mod registry;
 pub mod request;
+pub mod settings;
 pub mod view;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::display::Encoders;
+use crate::hypervisor::{Event, Hypervisor, Stop};
+use crate::model::error::{Error, Reason, Result};
+use crate::model::vm::VmState;
+use crate::store::Store;
+use leases::Leases;
+use operations::Operations;
+use pools::Pools;
+use registry::Registry;
+pub use settings::Settings;
+
+/// VMs saved at the same time when the daemon stops: saving is bound by the disk.
+const SAVED_AT_ONCE: usize = 2;
+
+/// Pictures encoded at the same time by the whole daemon: encoding is all CPU, and leases must not wait behind it.
+const ENCODED_AT_ONCE: usize = 2;
+
+/// What all parts share.
+struct Shared {
+    store: Store,
+    hv: Arc<dyn Hypervisor>,
+    settings: Settings,
+    encoders: Encoders,
+    started: Timestamp,
+    registry: Registry,
+    pools: Pools,
+    leases: Leases,
+    operations: Operations,
+    /// Every task of the orchestrator, so that a stop can wait for them.
+    tasks: TaskTracker,
+    /// New work is refused and controllers end.
+    stopping: CancellationToken,
+}
+
+/// The orchestrator. Cheap to clone.
+#[derive(Clone)]
+pub struct Orchestrator(Arc<Shared>);
+
+impl Orchestrator {
+    /// Brings store and hypervisor together and begins to work.
+    ///
+    /// # Errors
+    /// When the store or the hypervisor can't be read; a single VM that can't be recovered is no error, it is in state
+    /// `Error` afterwards.
+    pub async fn start(store: Store, hv: Arc<dyn Hypervisor>, settings: Settings) -> Result<Self> {
+        let needs_memory = hv.capabilities().save;
+        let shared = Arc::new(Shared {
+            store,
+            hv,
+            settings,
+            encoders: Encoders::new(ENCODED_AT_ONCE),
+            started: Timestamp::now(),
+            registry: Registry::default(),
+            pools: Pools::new(needs_memory),
+            leases: Leases::default(),
+            operations: Operations::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        });
+        let events = shared.hv.events();
+        recover::run(&shared).await?;
+        if let Some(events) = events {
+            shared.tasks.spawn(dispatch(Arc::clone(&shared), events));
+        }
+        shared.tasks.spawn(leases::expire(Arc::clone(&shared)));
+        Ok(Self(shared))
+    }
+
+    /// Stops: callers who wait are sent away, moves under way are finished, running VMs are saved or left running as
+    /// the settings say. VMs stay; the next start finds them.
+    pub async fn shutdown(&self) {
+        let shared = &self.0;
+        shared.stopping.cancel();
+        shared.pools.close_all();
+        let limit = tokio::time::Instant::now() + shared.settings.drain_timeout;
+        if tokio::time::timeout_at(limit, shared.leases.idle()).await.is_err() {
+            tracing::warn!("some requests were still under way when the daemon stopped");
+        }
+        if shared.settings.save_on_shutdown {
+            self.park_all().await;
+        }
+        shared.store.close().await;
+    }
+
+    async fn park_all(&self) {
+        let mut parking = JoinSet::new();
+        for handle in self.0.registry.all() {
+            if !handle.look(|row| row.state == VmState::Running) {
+                continue;
+            }
+            if parking.len() >= SAVED_AT_ONCE {
+                parking.join_next().await;
+            }
+            let can_save = self.0.hv.capabilities().save;
+            parking.spawn(async move {
+                let cause = "the daemon stops";
+                let done = if can_save {
+                    handle.call(move |vm| Box::pin(vm.save(cause))).await
+                } else {
+                    handle.call(move |vm| Box::pin(vm.stop(Stop::Hard, cause))).await
+                };
+                if let Err(error) = done {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(vm = %handle.id, error, "not saved, goes on running");
+                }
+            });
+        }
+        while parking.join_next().await.is_some() {}
+    }
+
+    /// Refuses new work once the daemon is stopping.
+    fn open(&self) -> Result<&Arc<Shared>> {
+        if self.0.stopping.is_cancelled() {
+            return Err(Error::new(Reason::ShuttingDown, "the daemon is stopping"));
+        }
+        Ok(&self.0)
+    }
+}
+
+/// Brings what happens by itself to the VMs' actors.
+async fn dispatch(shared: Arc<Shared>, mut events: tokio::sync::mpsc::Receiver<Event>) {
+    while let Some(event) = events.recv().await {
+        let Event::Exited { vm, .. } = &event;
+        match shared.registry.get(vm) {
+            Ok(handle) => handle.tell(event).await,
+            Err(_) => tracing::debug!(?event, "of a vm that is not ours"),
+        }
+    }
+}

@@ -32,6 +32,8 @@ pub struct GuestView {
     pub agent_version: String,
     /// Operating system.
     pub os: String,
+    /// Its address, as the agent reports it.
+    pub ip_address: String,
     /// Guest clock minus host clock at the last attach, in microseconds.
     pub clock_skew_micros: i64,
     /// Load average over one minute.

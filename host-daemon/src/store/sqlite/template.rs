@@ -10,17 +10,16 @@ use crate::model::record::{Operation, Template, TemplateState};
 use crate::model::template::CloneMethod;
 use crate::store::{StoreError, StoreResult};
 
-const STATES: [(TemplateState, &str); 4] = [
+const STATES: [(TemplateState, &str); 3] = [
     (TemplateState::Preparing, "preparing"),
     (TemplateState::Ready, "ready"),
-    (TemplateState::Failed, "failed"),
     (TemplateState::Deleting, "deleting"),
 ];
 const METHODS: [(CloneMethod, &str); 3] =
     [(CloneMethod::Fork, "fork"), (CloneMethod::Restore, "restore"), (CloneMethod::Boot, "boot")];
 
 fn state_text(state: TemplateState) -> &'static str {
-    STATES.iter().find(|(s, _)| *s == state).map_or("failed", |(_, text)| text)
+    STATES.iter().find(|(s, _)| *s == state).map_or("deleting", |(_, text)| text)
 }
 
 fn method_text(method: CloneMethod) -> &'static str {
@@ -36,7 +35,6 @@ fn read(row: &SqliteRow) -> StoreResult<Template> {
         installed_software: row.json("installed_software")?,
         rdp_port: row.unsigned("rdp_port")?,
         state: row.choice("state", |text| STATES.iter().find(|(_, t)| *t == text).map(|(s, _)| *s))?,
-        state_reason: row.text("state_reason")?,
         disk_sha256: row.text("disk_sha256")?,
         disk_size_bytes: row.unsigned("disk_size_bytes")?,
         clone_method: row
@@ -62,9 +60,9 @@ impl Sqlite {
     ) -> StoreResult<()> {
         let mut tx = self.begin().await?;
         sqlx::query(
-            "INSERT INTO templates (id, uid, display_name, spec, installed_software, rdp_port, state, state_reason,
+            "INSERT INTO templates (id, uid, display_name, spec, installed_software, rdp_port, state,
                 disk_sha256, disk_size_bytes, clone_method, os, agent_version, created, updated, version)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(template.id.as_str())
         .bind(template.uid.simple().to_string())
@@ -73,7 +71,6 @@ impl Sqlite {
         .bind(to_json("installed_software", &template.installed_software)?)
         .bind(i64::from(template.rdp_port))
         .bind(state_text(template.state))
-        .bind(&template.state_reason)
         .bind(&template.disk_sha256)
         .bind(int(template.disk_size_bytes))
         .bind(template.clone_method.map(method_text))
@@ -96,13 +93,12 @@ impl Sqlite {
     /// [`StoreError::Changed`] when another version is stored, or none.
     pub async fn update_template(&self, template: &Template) -> StoreResult<()> {
         let done = sqlx::query(
-            "UPDATE templates SET installed_software = ?, state = ?, state_reason = ?, disk_sha256 = ?,
+            "UPDATE templates SET installed_software = ?, state = ?, disk_sha256 = ?,
                 disk_size_bytes = ?, clone_method = ?, os = ?, agent_version = ?, updated = ?, version = ?
              WHERE id = ? AND version = ?",
         )
         .bind(to_json("installed_software", &template.installed_software)?)
         .bind(state_text(template.state))
-        .bind(&template.state_reason)
         .bind(&template.disk_sha256)
         .bind(int(template.disk_size_bytes))
         .bind(template.clone_method.map(method_text))

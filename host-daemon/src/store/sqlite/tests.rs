@@ -36,7 +36,6 @@ fn template() -> Template {
         installed_software: vec!["chromium 120".into()],
         rdp_port: 0,
         state: TemplateState::Preparing,
-        state_reason: String::new(),
         disk_sha256: "ab".into(),
         disk_size_bytes: 7,
         clone_method: None,

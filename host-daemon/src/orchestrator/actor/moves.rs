@@ -1,0 +1,263 @@
+//! Moves between states: intent to the store, then the hypervisor, then the result to the store.
+
+use jiff::Timestamp;
+
+use super::{Actor, illegal};
+use crate::hypervisor::{Observed, Origin, Rest, Stop, VmDefinition};
+use crate::model::error::{Error, Reason, Result};
+use crate::model::record::{Availability, Pending};
+use crate::model::vm::VmState;
+
+impl Actor {
+    /// Makes the VM's disk and definition; a new VM's first move.
+    pub(in crate::orchestrator) async fn provision(&mut self) -> Result<()> {
+        let definition = VmDefinition {
+            id: self.row.id.clone(),
+            uid: self.row.uid,
+            origin: Origin::Template(self.row.template.clone()),
+        };
+        match self.shared.hv.define(&definition).await {
+            Ok(Rest::Saved) => self.enter(VmState::Saved, "cloned").await,
+            Ok(Rest::Off) => {
+                self.enter(VmState::Off, "cloned").await?;
+                // Without memory to fork a VM is only ready once it has booted.
+                self.start("first boot").await?;
+                self.write(|row| row.clean = true).await
+            }
+            Err(error) => Err(self.failed("provisioning", error.into()).await),
+        }
+    }
+
+    /// Off to running.
+    pub(in crate::orchestrator) async fn start(&mut self, cause: &str) -> Result<()> {
+        if matches!(self.row.state, VmState::Running) {
+            return Ok(());
+        }
+        self.enter(VmState::Booting, cause).await?;
+        match self.shared.hv.start(&self.row.id).await {
+            Ok(run) => {
+                self.set_run(Some(run));
+                self.running(cause).await
+            }
+            Err(error) => Err(self.failed("start", error.into()).await),
+        }
+    }
+
+    /// Saved or paused to running.
+    pub(in crate::orchestrator) async fn resume(&mut self, cause: &str) -> Result<()> {
+        match self.row.state {
+            VmState::Running => return Ok(()),
+            VmState::Paused => {}
+            _ => self.enter(VmState::Resuming, cause).await?,
+        }
+        match self.shared.hv.resume(&self.row.id).await {
+            Ok(run) => {
+                self.set_run(Some(run));
+                self.running(cause).await
+            }
+            Err(error) => Err(self.failed("resume", error.into()).await),
+        }
+    }
+
+    /// The CPUs run: open a session, and say so. The session is opened at the same time as the row is written, since
+    /// both take about as long and a caller waits for both.
+    async fn running(&mut self, cause: &str) -> Result<()> {
+        let epoch = self.link.open(self.row.epoch);
+        self.enter_with(VmState::Running, cause, |row| {
+            row.epoch = epoch;
+            row.clean = false;
+            row.last_resumed = Some(Timestamp::now());
+        })
+        .await
+    }
+
+    /// Running or paused to saved, the state kept.
+    pub(in crate::orchestrator) async fn save(&mut self, cause: &str) -> Result<()> {
+        if self.row.state == VmState::Saved {
+            return Ok(());
+        }
+        self.supports(self.shared.hv.capabilities().save, "save")?;
+        self.enter(VmState::Saving, cause).await?;
+        // The guest must see its port close before its memory is written, or it would go on with a dead session.
+        self.link.close().await;
+        match self.shared.hv.save(&self.row.id).await {
+            Ok(()) => {
+                self.set_run(None);
+                self.enter(VmState::Saved, cause).await
+            }
+            Err(error) => Err(self.went_on("save", error.into()).await),
+        }
+    }
+
+    /// Running to paused.
+    pub(in crate::orchestrator) async fn pause(&mut self, cause: &str) -> Result<()> {
+        if self.row.state == VmState::Paused {
+            return Ok(());
+        }
+        self.supports(self.shared.hv.capabilities().pause, "pause")?;
+        if self.row.state != VmState::Running {
+            return Err(illegal(&self.row.id, self.row.state, VmState::Paused));
+        }
+        self.link.close().await;
+        match self.shared.hv.pause(&self.row.id).await {
+            Ok(()) => self.enter(VmState::Paused, cause).await,
+            Err(error) => Err(self.went_on("pause", error.into()).await),
+        }
+    }
+
+    /// Any state at rest or running to off.
+    pub(in crate::orchestrator) async fn stop(&mut self, how: Stop, cause: &str) -> Result<()> {
+        if self.row.state == VmState::Off {
+            return Ok(());
+        }
+        self.enter(VmState::Stopping, cause).await?;
+        let asked = match how {
+            // The agent's way is the operating system's own; the power button is for when there is none.
+            Stop::Graceful(limit) => self.link.shut_down_guest(limit).await,
+            Stop::Hard => false,
+        };
+        self.link.close().await;
+        tracing::debug!(vm = %self.row.id, asked, "stopping");
+        match self.shared.hv.stop(&self.row.id, how).await {
+            Ok(()) => {
+                self.set_run(None);
+                self.enter_with(VmState::Off, cause, |row| row.clean = false).await
+            }
+            Err(error) => Err(self.failed("stop", error.into()).await),
+        }
+    }
+
+    /// Back to clean. A leased VM ends running, another one at rest.
+    pub(in crate::orchestrator) async fn reset(&mut self, cause: &str) -> Result<()> {
+        self.enter_with(VmState::Resetting, cause, |row| {
+            // A crash in the middle must not leave a free VM half reset.
+            if row.availability != Availability::Leased {
+                row.pending = Some(Pending::Reset);
+            }
+        })
+        .await?;
+        self.link.close().await;
+        match self.shared.hv.reset(&self.row.id).await {
+            Ok(rest) => {
+                self.set_run(None);
+                self.rested(rest, cause, true).await
+            }
+            Err(error) => Err(self.failed("reset", error.into()).await),
+        }
+    }
+
+    /// The VM lies clean or at a checkpoint: go on as its holder expects.
+    pub(super) async fn rested(&mut self, rest: Rest, cause: &str, clean: bool) -> Result<()> {
+        let run_on = self.row.availability == Availability::Leased;
+        match rest {
+            Rest::Saved if run_on => self.resume(cause).await,
+            Rest::Saved => {
+                self.enter_with(VmState::Saved, cause, |row| {
+                    row.clean = clean;
+                    row.pending = None;
+                    row.ip_address = String::new();
+                })
+                .await
+            }
+            // Without memory to go back to, ready means booted.
+            Rest::Off => {
+                self.start(cause).await?;
+                self.write(|row| {
+                    row.clean = clean;
+                    row.pending = None;
+                })
+                .await
+            }
+        }
+    }
+
+    /// Kept as it is for its last holder: saved, and no longer the pool's.
+    pub(super) async fn keep(&mut self) -> Result<()> {
+        if self.row.state != VmState::Saved && self.shared.hv.capabilities().save {
+            self.save("kept by its last holder").await?;
+        }
+        let pool = self.row.pool.clone();
+        self.write(|row| {
+            row.pool = None;
+            row.pending = None;
+        })
+        .await?;
+        if let Some(pool) = pool {
+            self.shared.pools.wake(&pool);
+        }
+        Ok(())
+    }
+
+    /// Removes the VM with all its files, then its row.
+    pub(in crate::orchestrator) async fn delete(&mut self) -> Result<()> {
+        if self.row.state != VmState::Deleting {
+            self.enter(VmState::Deleting, "asked to").await?;
+        }
+        self.link.close().await;
+        self.set_run(None);
+        if let Err(error) = self.shared.hv.delete(&self.row.id).await {
+            return Err(self.failed("delete", error.into()).await);
+        }
+        self.shared.store.delete_vm(&self.row.id).await?;
+        self.deleted = true;
+        self.shared.registry.remove(&self.row.id);
+        self.shared.pools.vm_gone(&self.row);
+        Ok(())
+    }
+
+    /// Takes over a VM as it was found at start-up.
+    pub(in crate::orchestrator) async fn adopt(&mut self, observed: Observed) -> Result<()> {
+        let cause = "found after a restart of the daemon";
+        let (state, run) = match observed {
+            Observed::Running(run) => (VmState::Running, Some(run)),
+            Observed::Paused(run) => (VmState::Paused, Some(run)),
+            Observed::Saved => (VmState::Saved, None),
+            Observed::Off => (VmState::Off, None),
+            Observed::Broken(why) => return self.lost(&why).await,
+        };
+        self.set_run(run);
+        if self.row.state != state && self.row.state != VmState::Deleting {
+            // What is there counts, whatever the table says of how it came to be.
+            tracing::info!(vm = %self.row.id, recorded = %self.row.state, found = %state, "vm found");
+            self.write(|row| {
+                row.state = state;
+                row.state_reason = cause.to_owned();
+                row.state_since = Timestamp::now();
+                row.clean &= state == VmState::Saved;
+            })
+            .await?;
+        }
+        if state == VmState::Running {
+            let epoch = self.link.open(self.row.epoch);
+            self.write(|row| row.epoch = epoch).await?;
+        }
+        // Saved at the daemon's stop, or died with the host: its holder expects it running.
+        if self.row.availability == Availability::Leased && self.row.pending.is_none() {
+            match state {
+                VmState::Saved => self.resume(cause).await?,
+                VmState::Off => self.start(cause).await?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A move failed: if the VM goes on running, so does its session.
+    pub(super) async fn went_on(&mut self, what: &str, error: Error) -> Error {
+        let error = self.failed(what, error).await;
+        if self.row.state == VmState::Running {
+            self.link.open(self.row.epoch);
+        }
+        error
+    }
+
+    pub(super) fn supports(&self, able: bool, action: &'static str) -> Result<()> {
+        if able {
+            return Ok(());
+        }
+        let backend = self.shared.hv.facts().name;
+        Err(Error::new(Reason::NotSupported, format!("{backend} can't {action} a vm"))
+            .with("hypervisor", backend)
+            .with("action", action))
+    }
+}

@@ -1,0 +1,140 @@
+//! Pools.
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{answered, check_etag, made_id, taken};
+use crate::model::error::{Error, Reason, Result};
+use crate::model::ids::PoolId;
+use crate::model::lease::EndedAs;
+use crate::model::query::Page;
+use crate::model::record::{Pool, TemplateState};
+use crate::orchestrator::request::{CreatePool, UpdatePool};
+use crate::orchestrator::view::PoolView;
+use crate::orchestrator::{Orchestrator, leases, pools};
+use crate::store::StoreError;
+
+impl Orchestrator {
+    /// Makes a pool; its VMs follow.
+    ///
+    /// # Errors
+    /// [`Reason::AlreadyExists`], [`Reason::NotFound`] for its template, [`Reason::TemplateNotReady`].
+    pub async fn create_pool(&self, request: CreatePool) -> Result<PoolView> {
+        let shared = self.open()?;
+        let _lock = shared.leases.lock(request.request.as_ref()).await;
+        if let Some(pool) = answered(shared, request.request.as_ref()).await? {
+            let id = PoolId::new(pool).map_err(|error| Error::field("pool_id", error.to_string()))?;
+            return self.pool(&id).await;
+        }
+        let id = match request.id {
+            Some(id) => id,
+            None => PoolId::new(made_id("pool")).map_err(|e| Error::field("pool_id", e.to_string()))?,
+        };
+        let template = self.template(&request.spec.template).await?;
+        if template.state != TemplateState::Ready {
+            return Err(Error::new(
+                Reason::TemplateNotReady,
+                format!("template {} is not ready yet", template.id),
+            )
+            .with("template", &template.id));
+        }
+        let now = Timestamp::now();
+        let pool = Pool {
+            id: id.clone(),
+            uid: Uuid::new_v4(),
+            spec: request.spec,
+            deleting: false,
+            created: now,
+            updated: now,
+            version: 1,
+        };
+        shared.store.insert_pool(&pool, request.request.as_ref()).await.map_err(|error| match error {
+            // It was deleted since we looked.
+            StoreError::Referred(_) => Error::not_found("template", &template.id),
+            error => taken("pool", &id)(error),
+        })?;
+        tracing::info!(pool = %id, desired = pool.spec.desired, "pool made");
+        pools::control(shared, id);
+        Ok(self.view(pool))
+    }
+
+    /// One pool.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`].
+    pub async fn pool(&self, id: &PoolId) -> Result<PoolView> {
+        Ok(self.view(self.pool_row(id).await?))
+    }
+
+    /// Pools by id.
+    ///
+    /// # Errors
+    /// [`Reason::StoreFailed`].
+    pub async fn pools(&self, page: &Page) -> Result<Vec<PoolView>> {
+        Ok(self.0.store.pools(page).await?.into_iter().map(|pool| self.view(pool)).collect())
+    }
+
+    /// Changes a pool's settings.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::InvalidField`] when they don't fit together.
+    pub async fn update_pool(&self, id: &PoolId, etag: Option<u64>, change: UpdatePool) -> Result<PoolView> {
+        let shared = self.open()?;
+        let mut pool = self.pool_row(id).await?;
+        check_etag("pool", id.as_str(), etag, pool.version)?;
+        let spec = &mut pool.spec;
+        spec.display_name = change.display_name.unwrap_or_else(|| spec.display_name.clone());
+        spec.desired = change.desired.unwrap_or(spec.desired);
+        spec.warm = change.warm.unwrap_or(spec.warm);
+        spec.max_per_host = change.max_per_host.unwrap_or(spec.max_per_host);
+        spec.default_ttl = change.default_ttl.unwrap_or(spec.default_ttl);
+        spec.max_ttl = change.max_ttl.unwrap_or(spec.max_ttl);
+        if spec.default_ttl > spec.max_ttl {
+            return Err(Error::field("pool.default_lease_ttl", "must not be longer than max_lease_ttl"));
+        }
+        pool.updated = Timestamp::now();
+        pool.version += 1;
+        shared.store.update_pool(&pool).await.map_err(taken("pool", id))?;
+        shared.pools.wake(id);
+        Ok(self.view(pool))
+    }
+
+    /// Deletes a pool with its VMs; answers when they are on their way.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::PoolHasLeases`] without `force`.
+    pub async fn delete_pool(&self, id: &PoolId, force: bool, etag: Option<u64>) -> Result<()> {
+        let shared = self.open()?;
+        let mut pool = self.pool_row(id).await?;
+        check_etag("pool", id.as_str(), etag, pool.version)?;
+        let mut held = Vec::new();
+        shared.registry.each_of(id, |row| held.extend(row.lease.clone()));
+        if !held.is_empty() && !force {
+            return Err(Error::new(
+                Reason::PoolHasLeases,
+                format!("{} vms of pool {id} are leased", held.len()),
+            )
+            .with("pool", id)
+            .with("leases", held.len()));
+        }
+        pool.deleting = true;
+        pool.updated = Timestamp::now();
+        pool.version += 1;
+        shared.store.update_pool(&pool).await.map_err(taken("pool", id))?;
+        shared.pools.close_queue(id);
+        for lease in held {
+            leases::end(shared, &lease, EndedAs::Revoked, "its pool was deleted", None).await?;
+        }
+        shared.pools.wake(id);
+        Ok(())
+    }
+
+    pub(super) async fn pool_row(&self, id: &PoolId) -> Result<Pool> {
+        let pool = self.0.store.pool(id).await?;
+        pool.filter(|pool| !pool.deleting).ok_or_else(|| Error::not_found("pool", id))
+    }
+
+    fn view(&self, pool: Pool) -> PoolView {
+        PoolView { status: pools::status(&self.0, &pool), pool }
+    }
+}

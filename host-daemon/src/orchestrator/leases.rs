@@ -1,0 +1,271 @@
+//! Leases: grant, proof of readiness, expiry.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::Shared;
+use super::actor::Handle;
+use crate::guest::Session;
+use crate::model::error::{Error, Reason, Result};
+use crate::model::ids::LeaseId;
+use crate::model::lease::{Check, CheckKind, EndedAs, Receipt};
+use crate::model::query::RequestId;
+use crate::model::record::{Lease, Pending};
+use crate::model::vm::VmState;
+use crate::store::StoreError;
+
+/// The expiry task looks at the store at least this often: the clock may be set.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// What is known of leases while the daemon runs.
+#[derive(Default)]
+pub(super) struct Leases {
+    /// A lease was made, renewed or ended: the next expiry may be another.
+    changed: Notify,
+    /// One lock per request id under way, so that a repeat waits for the first.
+    requests: Mutex<HashMap<Uuid, Weak<tokio::sync::Mutex<()>>>>,
+    /// Who holds each live lease.
+    holders: Mutex<HashMap<LeaseId, String>>,
+    /// Requests and clean-ups under way.
+    pub(super) under_way: TaskTracker,
+}
+
+impl Leases {
+    /// A lease was granted.
+    pub(super) fn granted(&self, lease: &Lease) {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        holders.insert(lease.id.clone(), lease.holder.clone());
+    }
+
+    /// A lease ended.
+    pub(super) fn ended(&self, id: &LeaseId) {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.changed.notify_one();
+    }
+
+    /// Whether a live lease is held under this name.
+    pub(super) fn is_holder(&self, id: &LeaseId, name: &str) -> bool {
+        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        holders.get(id).is_some_and(|holder| holder == name)
+    }
+
+    /// A lease has another end.
+    pub(super) fn moved(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Waits until nothing is under way.
+    pub(super) async fn idle(&self) {
+        self.under_way.close();
+        self.under_way.wait().await;
+    }
+
+    /// Waits until no other call with this request id is under way.
+    pub(super) async fn lock(&self, request: Option<&RequestId>) -> Option<OwnedMutexGuard<()>> {
+        let id = request?.id;
+        let lock = {
+            let mut all = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, lock| lock.strong_count() > 0);
+            let lock = all.get(&id).and_then(Weak::upgrade).unwrap_or_default();
+            all.insert(id, Arc::downgrade(&lock));
+            lock
+        };
+        Some(lock.lock_owned().await)
+    }
+}
+
+/// Gives a lease back unless its caller got it: also when the caller goes away in the middle.
+pub(super) struct Unanswered {
+    shared: Arc<Shared>,
+    lease: Option<LeaseId>,
+    request: Option<RequestId>,
+}
+
+impl Unanswered {
+    pub(super) fn new(shared: &Arc<Shared>, lease: &LeaseId, request: Option<&RequestId>) -> Self {
+        Self { shared: Arc::clone(shared), lease: Some(lease.clone()), request: request.cloned() }
+    }
+
+    /// The caller has it.
+    pub(super) fn answered(mut self) {
+        self.lease = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let Some(lease) = self.lease.take() else { return };
+        let (shared, request) = (Arc::clone(&self.shared), self.request.take());
+        self.shared.leases.under_way.spawn(async move {
+            if let Some(request) = request
+                && let Err(error) = shared.store.forget_request(request.id).await
+            {
+                tracing::warn!(%lease, error = &error as &dyn std::error::Error, "request not forgotten");
+            }
+            let why = "its caller went away before it was ready";
+            if let Err(error) = end(&shared, &lease, EndedAs::Released, why, Some(Pending::Reset)).await {
+                tracing::warn!(%lease, error = &error as &dyn std::error::Error, "lease not given back");
+            }
+        });
+    }
+}
+
+/// Ends a lease and says what becomes of its VM. Ended already: gives it as it is.
+pub(super) async fn end(
+    shared: &Arc<Shared>,
+    id: &LeaseId,
+    ended: EndedAs,
+    why: &str,
+    pending: Option<Pending>,
+) -> Result<Lease> {
+    loop {
+        let Some(mut lease) = shared.store.lease(id).await? else {
+            return Err(Error::not_found("lease", id));
+        };
+        if lease.ended.is_some() {
+            return Ok(lease);
+        }
+        let holder = shared.registry.get(&lease.vm).ok();
+        let holds = holder.filter(|handle| handle.look(|row| row.lease.as_ref() == Some(id)));
+        let done = match holds {
+            Some(handle) => {
+                let (id, why) = (id.clone(), why.to_owned());
+                handle
+                    .call(move |vm| Box::pin(async move { vm.end_lease(&id, ended, &why, pending).await }))
+                    .await
+            }
+            // Between two VMs, the first having failed its checks: only the lease is left to end.
+            None => {
+                lease.ended = Some(ended);
+                why.clone_into(&mut lease.end_reason);
+                lease.ended_at = Some(Timestamp::now());
+                match shared.store.end_lease(None, &lease).await {
+                    Ok(()) => Ok(lease),
+                    Err(StoreError::Changed(_)) => continue,
+                    Err(error) => Err(error.into()),
+                }
+            }
+        };
+        match done {
+            // Somebody else ended it, or it moved to another VM: look again.
+            Err(error) if matches!(error.reason, Reason::LeaseEnded | Reason::NotFound) => {
+                tokio::task::yield_now().await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Brings a granted VM to running and proves that its desktop is ready.
+pub(super) async fn make_ready(
+    shared: &Shared,
+    handle: &Handle,
+    granted: Instant,
+    waited: Duration,
+    replaced: u32,
+) -> Result<Receipt> {
+    let mut checks = Vec::with_capacity(6);
+    let mut passed = |kind, detail: String| {
+        checks.push(Check { kind, at: granted.elapsed(), detail });
+    };
+    handle.call(|vm| Box::pin(vm.resume("leased"))).await?;
+    let pid = handle.run().map(|run| format!("process {}", run.pid)).unwrap_or_default();
+    passed(CheckKind::Running, pid);
+
+    let deadline = Instant::now() + shared.settings.agent_timeout;
+    let session = session(handle, deadline).await?;
+    let attached = session.attached();
+    passed(CheckKind::AgentSession, format!("{} {}", attached.os, attached.agent_version).trim().to_owned());
+    passed(CheckKind::Clock, format!("off by {} us before it was set", attached.clock_skew_micros));
+    let identity = if attached.warnings.is_empty() {
+        format!("hostname {}", handle.id)
+    } else {
+        attached.warnings.join("; ")
+    };
+    passed(CheckKind::Identity, identity);
+
+    // Both cost the guest a few milliseconds each; it has more than one CPU.
+    let probe = session.probe(deadline);
+    let frame = handle.hub.refresh(deadline);
+    let (probe, frame) = tokio::join!(probe, frame);
+    let probe = probe?;
+    passed(CheckKind::Input, format!("round trip {} us", probe.input_round_trip.as_micros()));
+    let size = frame.map_err(Error::from)?;
+    passed(CheckKind::Frame, format!("{}x{}", size.width, size.height));
+    Ok(Receipt { checks, total: granted.elapsed(), epoch: session.epoch(), waited, replaced })
+}
+
+/// Waits for a session; a VM that dies meanwhile is an answer too.
+async fn session(handle: &Handle, deadline: Instant) -> Result<Session> {
+    let mut sessions = handle.link.session();
+    let mut rows = handle.rows();
+    let agent = async {
+        match sessions.wait_for(Option::is_some).await {
+            Ok(session) => session.clone(),
+            Err(_) => None,
+        }
+    };
+    let died = async {
+        // The row's sender goes with the actor, which is a death too.
+        let _ = rows.wait_for(|row| row.state != VmState::Running).await;
+    };
+    let waited = timeout_at(deadline, async {
+        tokio::select! {
+            session = agent => session,
+            () = died => None,
+        }
+    });
+    match waited.await {
+        Ok(Some(session)) => Ok(session),
+        Ok(None) => Err(Error::new(Reason::HypervisorFailed, format!("vm {} died", handle.id))),
+        Err(_) => Err(Error::new(
+            Reason::AgentNotConnected,
+            format!("the agent of vm {} did not answer in time", handle.id),
+        )
+        .with("vm", &handle.id)),
+    }
+}
+
+/// Ends leases when their time is over, and prunes what was only kept for a while.
+pub(super) async fn expire(shared: Arc<Shared>) {
+    let mut prune_at = Instant::now();
+    while !shared.stopping.is_cancelled() {
+        if Instant::now() >= prune_at {
+            prune_at = Instant::now() + Duration::from_secs(3600);
+            if let Err(error) = shared.store.prune(Timestamp::now() - shared.settings.keep_ended).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "store not pruned");
+            }
+        }
+        let wait = match shared.store.expired_leases(Timestamp::now()).await {
+            Ok((due, next)) => {
+                for lease in due {
+                    let why = format!("not renewed within {} s", lease.ttl.as_secs());
+                    let reset = Some(Pending::Reset);
+                    if let Err(error) = end(&shared, &lease.id, EndedAs::Expired, &why, reset).await {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(lease = %lease.id, error, "expired lease not ended");
+                    }
+                }
+                next.map_or(LOOK_EVERY, |next| {
+                    let left = next.duration_since(Timestamp::now());
+                    if left.is_negative() { Duration::ZERO } else { left.unsigned_abs() }
+                })
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "leases not looked at");
+                Duration::from_secs(5)
+            }
+        };
+        tokio::select! {
+            () = shared.stopping.cancelled() => break,
+            _ = timeout(wait.min(LOOK_EVERY), shared.leases.changed.notified()) => {}
+        }
+    }
+}
