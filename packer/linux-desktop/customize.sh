@@ -80,6 +80,9 @@ ln -s /etc/machine-id "$root/var/lib/dbus/machine-id"
 echo hvkube-desktop >"$root/etc/hostname"
 printf '127.0.0.1\tlocalhost hvkube-desktop\n::1\tlocalhost ip6-localhost\n' >"$root/etc/hosts"
 
+# For the manifest beside the image.
+chroot "$root" dpkg-query --show --showformat='${Package} ${Version}\n' | LC_ALL=C sort >"$root/boot/packages.txt"
+
 # What only the build needed.
 rm -rf "$root"/boot/config-* "$root"/boot/System.map-* "$root"/boot/initrd.img-* "$root"/vmlinuz* "$root"/initrd.img* \
 	"$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old "$root"/var/lib/apt/lists/* "$root"/var/lib/dpkg/*-old \
