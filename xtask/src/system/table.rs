@@ -23,7 +23,7 @@ pub(crate) enum Job {
 }
 
 /// One package.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Need {
     pub(super) package: &'static str,
     /// A program that does as well when it is on the path.
