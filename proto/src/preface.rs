@@ -62,6 +62,13 @@ impl Hello {
         out
     }
 
+    /// Whether it carries this secret; takes the same time wherever the two differ.
+    #[must_use]
+    pub fn proves(&self, secret: &[u8; 32]) -> bool {
+        let difference = self.secret.iter().zip(secret).fold(0, |all, (a, b)| all | (a ^ b));
+        std::hint::black_box(difference) == 0
+    }
+
     fn decode(body: &[u8; HELLO_LEN - 16]) -> Self {
         let mut hello = Self { version: body[0], nonce: [0; 16], secret: [0; 32] };
         hello.nonce.copy_from_slice(&body[1..17]);
@@ -212,6 +219,15 @@ mod tests {
         };
         assert_eq!(found, hello);
         assert_eq!(at, stream.len(), "nothing behind the record was consumed, nothing of it was left");
+    }
+
+    #[test]
+    fn only_the_whole_secret_proves_the_guest() {
+        let mut secret = [9; 32];
+        let hello = Hello { version: 1, nonce: [0; 16], secret };
+        assert!(hello.proves(&secret));
+        secret[31] = 8;
+        assert!(!hello.proves(&secret));
     }
 
     #[test]
