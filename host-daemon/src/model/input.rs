@@ -1,6 +1,12 @@
-//! Input below the level of clicks and text: what every keyboard and mouse can do.
+//! Keyboard and mouse: what clients ask for, and what every virtual keyboard and mouse can do.
+//!
+//! [`InputEvent`] is the level of clicks, chords and text, which the agent in a guest carries out. [`RawInput`] is the
+//! level below, for the hypervisor's own keyboard and mouse when there is no agent. Checks, scaling and the way from one
+//! level to the other are in [`crate::model::input_rules`].
 
-use crate::model::screen::Point;
+use std::time::Duration;
+
+use crate::model::screen::{Point, Rect};
 
 /// One step of a virtual keyboard or mouse.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +32,10 @@ pub enum RawInput {
 }
 
 /// A mouse button.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum MouseButton {
     /// Left.
+    #[default]
     Left,
     /// Middle (wheel).
     Middle,
@@ -51,4 +58,132 @@ pub enum WheelStep {
     Left,
     /// To the right.
     Right,
+}
+
+/// What to do with a key or button.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Action {
+    /// Press, then release.
+    #[default]
+    Tap,
+    /// Press and keep down.
+    Press,
+    /// Release.
+    Release,
+}
+
+/// One input event. Positions are pixels of the frame; times are zero where nothing was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputEvent {
+    /// Move the pointer.
+    Move {
+        /// Where to; a displacement when `relative`.
+        to: Point,
+        /// `to` counts from the present position.
+        relative: bool,
+        /// Time to take; zero: at once.
+        duration: Duration,
+    },
+    /// Press or release a button where the pointer is.
+    Button {
+        /// Which.
+        button: MouseButton,
+        /// What to do.
+        action: Action,
+    },
+    /// Click one or more times.
+    Click {
+        /// Where; absent: where the pointer is.
+        at: Option<Point>,
+        /// Which.
+        button: MouseButton,
+        /// 1 single, 2 double, up to 10.
+        count: u32,
+        /// Keys held during the clicks.
+        modifiers: Vec<String>,
+    },
+    /// Press at the first point, move along the others, release at the last.
+    Drag {
+        /// 2 to 1024 points.
+        path: Vec<Point>,
+        /// Which button.
+        button: MouseButton,
+        /// Time for the whole path; zero: as fast as programs can follow.
+        duration: Duration,
+        /// Keys held during the drag.
+        modifiers: Vec<String>,
+    },
+    /// Turn the wheel.
+    Scroll {
+        /// Where; absent: where the pointer is.
+        at: Option<Point>,
+        /// Notches to the right; negative: to the left.
+        delta_x: i32,
+        /// Notches down; negative: up.
+        delta_y: i32,
+    },
+    /// Press, release or tap one key.
+    Key {
+        /// Its name.
+        key: String,
+        /// What to do.
+        action: Action,
+    },
+    /// Hold keys together, in this order, then release them in reverse.
+    Chord {
+        /// Their names, 1 to 8.
+        keys: Vec<String>,
+        /// How long they are held.
+        hold: Duration,
+    },
+    /// Type text, whatever the keyboard layout.
+    Text {
+        /// Any Unicode; newline and tab are the Return and Tab keys.
+        text: String,
+        /// Pause between two characters.
+        interval: Duration,
+    },
+    /// Do nothing for a while.
+    Pause(Duration),
+    /// Release every key and button that is held down.
+    ReleaseAll,
+}
+
+/// When a screen counts as settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettleOptions {
+    /// How long nothing may change; at most [`SettleOptions::MAX_QUIET`].
+    pub quiet: Duration,
+    /// When to give up; at most [`SettleOptions::MAX_TIMEOUT`].
+    pub timeout: Duration,
+    /// Changes inside these do not count; at most [`SettleOptions::MAX_IGNORE`].
+    pub ignore: Vec<Rect>,
+}
+
+impl SettleOptions {
+    /// Longest quiet time.
+    pub const MAX_QUIET: Duration = Duration::from_secs(10);
+    /// Longest wait.
+    pub const MAX_TIMEOUT: Duration = Duration::from_secs(120);
+    /// Most rectangles to ignore.
+    pub const MAX_IGNORE: usize = 64;
+}
+
+impl Default for SettleOptions {
+    fn default() -> Self {
+        Self { quiet: Duration::from_millis(300), timeout: Duration::from_secs(10), ignore: Vec::new() }
+    }
+}
+
+/// How a wait for a settled screen ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settled {
+    /// The screen was still changing when the time was over.
+    pub timed_out: bool,
+    /// From the start to the last change that counted; zero when nothing changed.
+    pub settled_after: Duration,
+    /// What changed meanwhile, merged; 64 at most.
+    pub changed: Vec<Rect>,
+    /// Number of the screen's state at the end.
+    pub sequence: u64,
 }

@@ -21,8 +21,19 @@ pub struct Size {
 }
 
 impl Size {
-    /// Largest side a frame may have; bounds what a guest can make the host allocate (1 GiB a frame).
+    /// Largest side a frame may have.
     pub const MAX_SIDE: u32 = 16_384;
+    /// Most pixels a frame may have: twice an 8K screen. Bounds what a guest can make the host allocate (256 MiB a frame).
+    pub const MAX_PIXELS: u64 = 1 << 26;
+
+    /// Whether a frame may have this size.
+    #[must_use]
+    pub fn is_legal(self) -> bool {
+        let sides = 1..=Self::MAX_SIDE;
+        sides.contains(&self.width)
+            && sides.contains(&self.height)
+            && u64::from(self.width) * u64::from(self.height) <= Self::MAX_PIXELS
+    }
 
     /// Bytes of a frame of this size at 4 bytes a pixel.
     #[must_use]

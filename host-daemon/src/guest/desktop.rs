@@ -1,0 +1,214 @@
+//! Calls about the screen, the keyboard and the mouse.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use hvkube_proto::guest::v1 as pb;
+use pb::capture_response::Part;
+use tokio::time::Instant;
+
+use super::error::GuestError;
+use super::session::{Session, request};
+use super::types::{Captured, Fill, InputOutcome, Patch, Probe};
+use super::wire;
+use crate::model::input::{InputEvent, SettleOptions, Settled};
+use crate::model::screen::{Point, Rect, Size};
+
+/// Most rectangles of one answer.
+const MAX_RECTS: u32 = 4096;
+/// Most pixel bytes of one rectangle.
+const MAX_RECT_BYTES: usize = 1 << 20;
+/// Longest wait for a change that a guest is asked for.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+impl Session {
+    /// Proves that input reaches the desktop and asks for the screen's size.
+    ///
+    /// # Errors
+    /// [`GuestError::NotReady`] while there is no desktop; else as every call.
+    pub async fn probe(&self, deadline: Instant) -> Result<Probe, GuestError> {
+        let mut client = self.display();
+        let answer = self
+            .call("probe", deadline, client.probe(request(pb::ProbeRequest {}, deadline)))
+            .await?
+            .into_inner();
+        Ok(Probe {
+            size: wire::size(answer.width, answer.height)?,
+            input_round_trip: Duration::from_micros(answer.input_round_trip_micros.into()),
+            pointer: Point { x: answer.pointer_x, y: answer.pointer_y },
+        })
+    }
+
+    /// Asks for the frame, or for what changed since `since` (0: all of it), waiting up to `wait` for a change.
+    /// With nothing changed the answer has the same sequence and no patches. Memory is bounded by twice the frame.
+    ///
+    /// # Errors
+    /// [`GuestError::Protocol`] for anything that does not fit the frame; [`GuestError::NotReady`] without a desktop.
+    pub async fn capture(
+        &self,
+        since: u64,
+        wait: Duration,
+        cursor: bool,
+        deadline: Instant,
+    ) -> Result<Captured, GuestError> {
+        let wait = wait.min(MAX_WAIT);
+        let message = pb::CaptureRequest { since_sequence: since, wait: Some(wire::duration(wait)), cursor };
+        self.call("capture", deadline, async {
+            let asked_at = SystemTime::now();
+            let mut parts = self.display().capture(request(message, deadline)).await?.into_inner();
+            let mut capture: Option<Capture> = None;
+            while let Some(part) = parts.message().await? {
+                match (part.part, &mut capture) {
+                    (Some(Part::Header(header)), None) => match Capture::begin(&header, since, asked_at) {
+                        Ok(begun) => capture = Some(begun),
+                        Err(error) => return Ok(Err(error)),
+                    },
+                    (Some(Part::Rect(rect)), Some(capture)) => {
+                        if let Err(error) = capture.add(rect) {
+                            return Ok(Err(error));
+                        }
+                    }
+                    _ => return Ok(Err(GuestError::Protocol("parts of a frame out of order".to_owned()))),
+                }
+            }
+            Ok(capture.map_or_else(|| Err(GuestError::Protocol("no frame".to_owned())), Capture::end))
+        })
+        .await?
+    }
+
+    /// Injects a batch, in order, then optionally waits for the screen to settle. At most once per batch id in a
+    /// session: a repeated id gives the first outcome.
+    ///
+    /// # Errors
+    /// [`GuestError::outcome_unknown`] tells whether events may have been done; a refused event is no error but
+    /// [`InputOutcome::failure`].
+    pub async fn input(
+        &self,
+        batch_id: &str,
+        events: &[InputEvent],
+        settle: Option<&SettleOptions>,
+        deadline: Instant,
+    ) -> Result<InputOutcome, GuestError> {
+        let message = pb::InputRequest {
+            batch_id: batch_id.to_owned(),
+            events: events.iter().map(wire::event).collect(),
+            settle: settle.map(wire::settle),
+        };
+        let mut client = self.display();
+        let answer =
+            self.call("finish the input", deadline, client.input(request(message, deadline))).await?;
+        let sent = u32::try_from(events.len()).unwrap_or(u32::MAX);
+        wire::outcome(answer.into_inner(), sent)
+    }
+
+    /// Waits until the screen settles; a wait that times out is an answer.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn settle(&self, options: &SettleOptions, deadline: Instant) -> Result<Settled, GuestError> {
+        let mut client = self.display();
+        let call = client.settle(request(wire::settle(options), deadline));
+        let answer = self.call("settle", deadline, call).await?.into_inner();
+        Ok(wire::settled(&answer))
+    }
+}
+
+/// A frame on its way in.
+struct Capture {
+    captured: Captured,
+    asked_at: SystemTime,
+    guest_time: Option<SystemTime>,
+    expected: u32,
+    /// Pixel bytes that may still come; keeps overlapping rectangles from adding up without end.
+    budget: usize,
+}
+
+impl Capture {
+    fn begin(header: &pb::FrameHeader, since: u64, asked_at: SystemTime) -> Result<Self, GuestError> {
+        let size = wire::size(header.width, header.height)?;
+        if header.rects > MAX_RECTS {
+            return Err(GuestError::Protocol(format!("{} rectangles in a frame", header.rects)));
+        }
+        if since == 0 && !header.full {
+            return Err(GuestError::Protocol("a difference to no frame".to_owned()));
+        }
+        let captured = Captured {
+            size,
+            sequence: header.sequence,
+            full: header.full,
+            captured_at: asked_at,
+            pointer: Point { x: header.pointer_x, y: header.pointer_y },
+            patches: Vec::with_capacity(header.rects as usize),
+        };
+        Ok(Self {
+            captured,
+            asked_at,
+            guest_time: wire::time(header.captured_at),
+            expected: header.rects,
+            budget: size.frame_bytes().saturating_mul(2),
+        })
+    }
+
+    fn add(&mut self, rect: pb::FrameRect) -> Result<(), GuestError> {
+        let area = rect.area.map(wire::rect).unwrap_or_default();
+        if self.captured.patches.len() >= self.expected as usize {
+            return Err(GuestError::Protocol(format!(
+                "more than the {} announced rectangles",
+                self.expected
+            )));
+        }
+        if !area.fits(self.captured.size) {
+            return Err(GuestError::Protocol(format!("a rectangle outside the frame: {area:?}")));
+        }
+        let bytes = Size { width: area.width, height: area.height }.frame_bytes();
+        // A solid area costs nothing to keep, but as much as any to draw.
+        self.budget = self
+            .budget
+            .checked_sub(bytes)
+            .ok_or_else(|| GuestError::Protocol("rectangles beyond twice the frame".to_owned()))?;
+        let fill = unpack(&rect, area, bytes)?;
+        self.captured.patches.push(Patch { area, fill });
+        Ok(())
+    }
+
+    fn end(self) -> Result<Captured, GuestError> {
+        let mut captured = self.captured;
+        if captured.patches.len() != self.expected as usize {
+            return Err(GuestError::Protocol(format!(
+                "{} of {} announced rectangles",
+                captured.patches.len(),
+                self.expected
+            )));
+        }
+        // The guest's clock was stepped to ours, but it is the guest's word: it must lie within the call.
+        let now = SystemTime::now();
+        captured.captured_at =
+            self.guest_time.filter(|time| (self.asked_at..=now).contains(time)).unwrap_or(now);
+        Ok(captured)
+    }
+}
+
+fn unpack(rect: &pb::FrameRect, area: Rect, bytes: usize) -> Result<Fill, GuestError> {
+    let wrong = |what: &str| GuestError::Protocol(format!("{what} for {area:?}"));
+    if rect.packing() != pb::Packing::Solid && bytes > MAX_RECT_BYTES {
+        return Err(wrong("too many pixels in one rectangle"));
+    }
+    match rect.packing() {
+        pb::Packing::Raw if rect.data.len() == bytes => Ok(Fill::Pixels(rect.data.clone())),
+        pb::Packing::Raw => Err(wrong("the wrong number of bytes")),
+        pb::Packing::Solid => {
+            let pixel = rect.data.as_ref().try_into().map_err(|_| wrong("no single pixel"))?;
+            Ok(Fill::Solid(pixel))
+        }
+        pb::Packing::Lz4 => {
+            // Unpacks into exactly what the rectangle holds: more is an error, not an allocation.
+            let mut pixels = vec![0; bytes];
+            match lz4_flex::block::decompress_into(&rect.data, &mut pixels) {
+                Ok(n) if n == bytes => Ok(Fill::Pixels(Bytes::from(pixels))),
+                Ok(_) => Err(wrong("too few packed pixels")),
+                Err(_) => Err(wrong("damaged packed pixels")),
+            }
+        }
+        pb::Packing::Unspecified => Err(wrong("an unknown packing")),
+    }
+}
