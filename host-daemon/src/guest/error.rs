@@ -5,6 +5,7 @@ use std::error::Error as _;
 use tonic::{Code, Status};
 
 use crate::hypervisor::HvError;
+use crate::model::error::{Error, Reason};
 
 /// Longest message that is taken over from a guest, in bytes.
 const MAX_MESSAGE: usize = 512;
@@ -90,6 +91,30 @@ impl GuestError {
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, Self::Lost(_) | Self::Timeout(_) | Self::Protocol(_) | Self::Failed(_))
+    }
+
+    /// As the domain sees it; `not_found` says what it was that the guest does not have.
+    #[must_use]
+    pub fn into_error(self, not_found: Reason) -> Error {
+        let message = self.to_string();
+        let reason = match &self {
+            Self::NotConnected | Self::Lost(_) | Self::NotReady(_) | Self::Hypervisor(_) => {
+                Reason::AgentNotConnected
+            }
+            Self::Timeout(_) => Reason::DeadlineExceeded,
+            Self::NotFound(_) => not_found,
+            Self::PermissionDenied(_) => Reason::GuestPermissionDenied,
+            Self::Invalid(_) | Self::Aborted(_) => Reason::GuestInvalid,
+            Self::Unsupported(_) => Reason::NotSupported,
+            Self::Refused(_)
+            | Self::Failed(_)
+            | Self::Protocol(_)
+            | Self::Version { .. }
+            | Self::WrongSecret => Reason::GuestFailed,
+        };
+        let mut error = Error::new(reason, message);
+        error.source = Some(Box::new(self));
+        error
     }
 
     /// Translates what a call gave; `call` completes "the guest agent did not ... in time".

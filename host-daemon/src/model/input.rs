@@ -149,6 +149,19 @@ pub enum InputEvent {
     ReleaseAll,
 }
 
+impl InputEvent {
+    /// The first absolute position it names.
+    #[must_use]
+    pub fn place(&self) -> Option<Point> {
+        match self {
+            Self::Move { to, relative: false, .. } => Some(*to),
+            Self::Click { at, .. } | Self::Scroll { at, .. } => *at,
+            Self::Drag { path, .. } => path.first().copied(),
+            _ => None,
+        }
+    }
+}
+
 /// When a screen counts as settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettleOptions {

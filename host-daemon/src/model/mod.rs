@@ -3,6 +3,8 @@
 pub mod error;
 pub mod ids;
 pub mod input;
+pub mod input_rules;
+pub mod keys;
 pub mod lease;
 pub mod record;
 pub mod screen;

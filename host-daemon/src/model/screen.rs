@@ -69,6 +69,15 @@ impl Rect {
         Self { x: 0, y: 0, width: size.width, height: size.height }
     }
 
+    /// The part that both cover, if there is one.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        let (x, y) = (self.x.max(other.x), self.y.max(other.y));
+        let right = self.x.saturating_add(self.width).min(other.x.saturating_add(other.width));
+        let bottom = self.y.saturating_add(self.height).min(other.y.saturating_add(other.height));
+        (right > x && bottom > y).then(|| Self { x, y, width: right - x, height: bottom - y })
+    }
+
     /// Whether all of it lies inside a frame of this size, and it is not empty.
     #[must_use]
     pub fn fits(self, size: Size) -> bool {

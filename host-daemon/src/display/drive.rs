@@ -1,0 +1,240 @@
+//! Input, waiting for the screen to settle, and both with a picture afterwards.
+
+use std::sync::PoisonError;
+
+use tokio::time::Instant;
+
+use super::error::DisplayError;
+use super::hub::{Encoded, Hub, InputDone, Source};
+use super::options::ScreenshotOptions;
+use crate::guest::{GuestError, InputFailure, InputFailureReason, InputOutcome, Session};
+use crate::model::input::{InputEvent, SettleOptions, Settled};
+use crate::model::input_rules::{self, InputError, InputProblem};
+use crate::model::screen::{Rect, Size};
+
+/// What [`Hub::act`] did and saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acted {
+    /// What became of the input.
+    pub input: InputDone,
+    /// How the wait ended.
+    pub settled: Settled,
+    /// The screen afterwards.
+    pub screenshot: Encoded,
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waited {
+    /// How.
+    pub settled: Settled,
+    /// What was asked.
+    pub source: Source,
+    /// Session that was asked; 0 for the hypervisor.
+    pub epoch: u64,
+}
+
+impl Hub {
+    /// Does a batch of input, in order. `frame` is the size of the frame that positions were computed on; absent: the
+    /// real one. At most once per batch id within an epoch.
+    ///
+    /// # Errors
+    /// [`DisplayError::Input`] for an event that is wrong, before anything is done; [`DisplayError::OutcomeUnknown`]
+    /// when the agent was lost or the deadline passed on the way; [`DisplayError::InputFailed`].
+    pub async fn send_input(
+        &self,
+        batch_id: &str,
+        events: Vec<InputEvent>,
+        frame: Option<Size>,
+        deadline: Instant,
+    ) -> Result<InputDone, DisplayError> {
+        self.input(batch_id, events, frame, None, deadline).await.map(|(done, _)| done)
+    }
+
+    /// Does a batch of input, waits until the screen settles, and takes a picture.
+    ///
+    /// # Errors
+    /// As [`Hub::send_input`] and [`Hub::screenshot`]; whatever is wrong with the options is found before any input.
+    pub async fn act(
+        &self,
+        batch_id: &str,
+        events: Vec<InputEvent>,
+        frame: Option<Size>,
+        settle: &SettleOptions,
+        options: &ScreenshotOptions,
+        deadline: Instant,
+    ) -> Result<Acted, DisplayError> {
+        options.check()?;
+        input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
+        let (input, settled) = self.input(batch_id, events, frame, Some(settle), deadline).await?;
+        let settled = match settled {
+            Some(settled) => settled,
+            // An outcome that was replayed, or the hypervisor's: the wait is still to do.
+            None => self.wait_for_settle(settle, frame, deadline).await?.settled,
+        };
+        let screenshot = self.screenshot(options, deadline).await?;
+        Ok(Acted { input, settled, screenshot })
+    }
+
+    /// Waits until the screen settles. A wait that times out is an answer. `frame` is the size that the rectangles of
+    /// `settle` refer to; absent: the real one.
+    ///
+    /// # Errors
+    /// [`DisplayError::NotConnected`], [`DisplayError::Invalid`].
+    pub async fn wait_for_settle(
+        &self,
+        settle: &SettleOptions,
+        frame: Option<Size>,
+        deadline: Instant,
+    ) -> Result<Waited, DisplayError> {
+        input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
+        let Some(session) = self.session()? else {
+            let size = self.look_from_outside(true, deadline).await?.size;
+            let settle = fit(settle, frame, size, deadline);
+            let settled = self.settle_from_outside(&settle, deadline).await?;
+            return Ok(Waited { settled, source: Source::Hypervisor, epoch: 0 });
+        };
+        let size = self.frame_size(&session, deadline).await?;
+        let settle = fit(settle, frame, size, deadline);
+        let settled = inside(session.settle(&settle, deadline).await?, size);
+        Ok(Waited { settled, source: Source::Agent, epoch: session.epoch() })
+    }
+
+    async fn input(
+        &self,
+        batch_id: &str,
+        mut events: Vec<InputEvent>,
+        frame: Option<Size>,
+        settle: Option<&SettleOptions>,
+        deadline: Instant,
+    ) -> Result<(InputDone, Option<Settled>), DisplayError> {
+        if batch_id.is_empty() || batch_id.len() > 64 {
+            return Err(DisplayError::BadOption {
+                field: "batch_id",
+                description: "must be 1 to 64 bytes".to_owned(),
+            });
+        }
+        if frame.is_some_and(|frame| !frame.is_legal()) {
+            return Err(DisplayError::BadOption {
+                field: "frame_size",
+                description: format!("sides must be 1 to {}", Size::MAX_SIDE),
+            });
+        }
+        let session = self.session()?;
+        let size = match &session {
+            Some(session) => self.frame_size(session, deadline).await?,
+            None => self.look_from_outside(true, deadline).await?.size,
+        };
+        if let Some(frame) = frame.filter(|frame| *frame != size) {
+            input_rules::scale(&mut events, frame, size)?;
+        }
+        input_rules::check(&mut events, size)?;
+        let Some(session) = session else {
+            let done = self.input_from_outside(batch_id, &events, size, deadline).await?;
+            return Ok((done, None));
+        };
+        if session.is_closed() {
+            return Err(DisplayError::NotConnected);
+        }
+        let settle = settle.map(|settle| fit(settle, frame, size, deadline));
+        let outcome = match session.input(batch_id, &events, settle.as_ref(), deadline).await {
+            Ok(outcome) => outcome,
+            Err(source) if source.outcome_unknown() => {
+                return Err(DisplayError::OutcomeUnknown { completed: 0, source });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(failure) = &outcome.failure {
+            self.forget_size();
+            return Err(refused(failure, &outcome, &events, size));
+        }
+        let done = InputDone {
+            completed: outcome.completed,
+            epoch: session.epoch(),
+            scrolled: outcome.scrolled,
+            replayed: outcome.replayed,
+            source: Source::Agent,
+        };
+        Ok((done, outcome.settled.map(|settled| inside(settled, size))))
+    }
+
+    /// Size of the real frame: as last captured in this session, else asked for.
+    pub(super) async fn frame_size(
+        &self,
+        session: &Session,
+        deadline: Instant,
+    ) -> Result<Size, DisplayError> {
+        let epoch = session.epoch();
+        let captured = self.0.views.iter().filter_map(|view| {
+            let plane = view.plane.borrow();
+            plane
+                .shot()
+                .filter(|shot| shot.source == Source::Agent && shot.epoch == epoch)
+                .map(|shot| (shot.captured_at, shot.size))
+        });
+        if let Some((_, size)) = captured.max_by_key(|(at, _)| *at) {
+            return Ok(size);
+        }
+        let known = *self.0.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, size)) = known.filter(|(of, _)| *of == epoch) {
+            return Ok(size);
+        }
+        let size = session.probe(deadline).await?.size;
+        *self.0.probed.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, size));
+        Ok(size)
+    }
+
+    /// The agent disagreed about the frame: ask again next time.
+    fn forget_size(&self) {
+        *self.0.probed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// A wait in the real frame's pixels that ends before the caller's deadline.
+fn fit(settle: &SettleOptions, frame: Option<Size>, size: Size, deadline: Instant) -> SettleOptions {
+    let left = deadline.saturating_duration_since(Instant::now());
+    // A tenth, a second at most, is left for the answer and a picture.
+    let left = left.saturating_sub((left / 10).min(std::time::Duration::from_secs(1)));
+    let whole = Rect::whole(size);
+    let ignore = settle.ignore.iter().filter_map(|rect| {
+        let rect = match frame {
+            Some(frame) if frame != size => input_rules::scale_rect(*rect, frame, size),
+            _ => *rect,
+        };
+        rect.intersection(whole)
+    });
+    SettleOptions { quiet: settle.quiet, timeout: settle.timeout.min(left), ignore: ignore.collect() }
+}
+
+/// What a guest says changed, cut to the frame.
+fn inside(mut settled: Settled, size: Size) -> Settled {
+    settled.changed =
+        settled.changed.iter().filter_map(|rect| rect.intersection(Rect::whole(size))).collect();
+    settled
+}
+
+/// The agent's refusal in the terms of the batch.
+fn refused(
+    failure: &InputFailure,
+    outcome: &InputOutcome,
+    events: &[InputEvent],
+    size: Size,
+) -> DisplayError {
+    let index = outcome.completed as usize;
+    if outcome.completed > 0 {
+        let message = failure.message.clone();
+        return DisplayError::InputFailed { completed: outcome.completed, message };
+    }
+    let problem = match failure.reason {
+        InputFailureReason::UnknownKey => InputProblem::UnknownKey { name: failure.message.clone() },
+        InputFailureReason::OutOfFrame => match events.get(index).and_then(InputEvent::place) {
+            Some(point) => InputProblem::OutOfFrame { point, size },
+            None => InputProblem::Illegal(failure.message.clone()),
+        },
+        InputFailureReason::Invalid => InputProblem::Illegal(failure.message.clone()),
+        InputFailureReason::Platform => {
+            return DisplayError::Guest(GuestError::Failed(failure.message.clone()));
+        }
+    };
+    DisplayError::Input(InputError { index, field: "event", problem })
+}

@@ -1,0 +1,309 @@
+//! The hub of one VM: who looks at it, through which session, and the picture they get.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex as StdMutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+use super::encode::{Encoders, Picture, Pictures};
+use super::error::DisplayError;
+use super::options::{ImageFormat, ScreenshotOptions};
+use super::plane::{Plane, Shot};
+use crate::guest::{GuestError, Session};
+use crate::hypervisor::Hypervisor;
+use crate::model::ids::VmId;
+use crate::model::input_rules::Held;
+use crate::model::screen::{Point, Rect, Size};
+
+/// Where a picture came from, or what did the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The agent in the guest.
+    Agent,
+    /// The hypervisor, because there was no agent.
+    Hypervisor,
+}
+
+/// A picture of the screen, and what it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// The encoded bytes.
+    pub bytes: Bytes,
+    /// Their encoding.
+    pub format: ImageFormat,
+    /// Size of the picture.
+    pub size: Size,
+    /// Size of the frame: what coordinates refer to.
+    pub frame_size: Size,
+    /// The part of the frame it shows.
+    pub region: Rect,
+    /// Number of this state of the screen; grows within an epoch.
+    pub sequence: u64,
+    /// When the pixels were read, by the host's clock.
+    pub captured_at: SystemTime,
+    /// Where it came from.
+    pub source: Source,
+    /// Session it was taken in; 0 for the hypervisor.
+    pub epoch: u64,
+    /// Where the pointer was, where that is known.
+    pub cursor: Option<Point>,
+}
+
+impl Encoded {
+    pub(super) fn new(shot: &Shot, picture: Picture) -> Self {
+        Self {
+            bytes: picture.bytes,
+            format: picture.format,
+            size: picture.size,
+            frame_size: shot.size,
+            region: picture.region,
+            sequence: shot.sequence,
+            captured_at: shot.captured_at,
+            source: shot.source,
+            epoch: shot.epoch,
+            cursor: shot.pointer,
+        }
+    }
+}
+
+/// What became of a batch of input: all of it was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InputDone {
+    /// Events done.
+    pub completed: u32,
+    /// Session that did them; 0 for the hypervisor.
+    pub epoch: u64,
+    /// Notches that scroll events delivered, summed; right and down are positive.
+    pub scrolled: Point,
+    /// The outcome is that of an earlier call with this batch id.
+    pub replayed: bool,
+    /// What did them.
+    pub source: Source,
+}
+
+/// The screen and the input devices of one VM. Clones are the same hub.
+#[derive(Clone)]
+pub struct Hub(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) vm: VmId,
+    pub(super) hv: Arc<dyn Hypervisor>,
+    pub(super) encoders: Encoders,
+    pub(super) pictures: Pictures,
+    pub(super) link: watch::Sender<Link>,
+    /// The frame without and with the cursor.
+    pub(super) views: [View; 2],
+    pub(super) fallback: Mutex<FallbackInput>,
+    /// Size of the screen as last probed, with its epoch.
+    pub(super) probed: StdMutex<Option<(u64, Size)>>,
+}
+
+/// What leads to the VM.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Link {
+    #[default]
+    None,
+    Agent(Session),
+    /// The VM is gone.
+    Closed,
+}
+
+/// One canonical frame and those who bring it up to date.
+#[derive(Default)]
+pub(super) struct View {
+    pub(super) plane: watch::Sender<Plane>,
+    /// Whoever captures at once, and when the last such capture began: everyone who came before that may share it.
+    fresh: Mutex<Option<Instant>>,
+    /// Whoever waits for a change on behalf of all who do.
+    pub(super) waiter: Mutex<()>,
+}
+
+/// Keyboard and mouse of the hypervisor, which remember nothing by themselves.
+#[derive(Default)]
+pub(super) struct FallbackInput {
+    pub(super) held: Held,
+    /// Batches that were done, oldest first: an id is never done twice.
+    pub(super) done: VecDeque<(String, InputDone)>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hub({})", self.0.vm)
+    }
+}
+
+impl Hub {
+    /// A hub without a session.
+    #[must_use]
+    pub fn new(vm: VmId, hv: Arc<dyn Hypervisor>, encoders: Encoders) -> Self {
+        Self(Arc::new(Inner {
+            vm,
+            hv,
+            encoders,
+            pictures: Pictures::default(),
+            link: watch::Sender::new(Link::None),
+            views: [View::default(), View::default()],
+            fallback: Mutex::default(),
+            probed: StdMutex::default(),
+        }))
+    }
+
+    /// Looks and acts through this session from now on. The frame of an older one is forgotten; subscribers go on.
+    pub fn attach(&self, session: Session) {
+        self.forget();
+        self.0.link.send_replace(Link::Agent(session));
+    }
+
+    /// Lets the session go. Calls under way end with the session; subscribers wait for the next one.
+    pub fn detach(&self) {
+        self.0.link.send_if_modified(|link| {
+            let attached = matches!(link, Link::Agent(_));
+            if attached {
+                *link = Link::None;
+            }
+            attached
+        });
+        self.forget();
+    }
+
+    /// The VM is gone: subscribers end.
+    pub fn close(&self) {
+        self.0.link.send_replace(Link::Closed);
+        self.forget();
+    }
+
+    /// Frees the frames: a VM that is saved costs no memory here.
+    fn forget(&self) {
+        self.0.views.iter().for_each(|view| view.plane.send_modify(Plane::clear));
+        self.0.pictures.clear();
+    }
+
+    /// The present session, if it lives.
+    ///
+    /// # Errors
+    /// [`DisplayError::Closed`] when the VM is gone.
+    pub(super) fn session(&self) -> Result<Option<Session>, DisplayError> {
+        match &*self.0.link.borrow() {
+            Link::Agent(session) if !session.is_closed() => Ok(Some(session.clone())),
+            Link::Agent(_) | Link::None => Ok(None),
+            Link::Closed => Err(DisplayError::Closed),
+        }
+    }
+
+    /// A picture of the screen as it is now.
+    ///
+    /// # Errors
+    /// [`DisplayError::BadOption`], [`DisplayError::RegionOutOfFrame`], [`DisplayError::TooLarge`];
+    /// [`DisplayError::NotConnected`] without an agent where the hypervisor has no display either.
+    pub async fn screenshot(
+        &self,
+        options: &ScreenshotOptions,
+        deadline: Instant,
+    ) -> Result<Encoded, DisplayError> {
+        options.check()?;
+        let shot = self.look(options.cursor, deadline).await?;
+        let picture = tokio::time::timeout_at(deadline, self.picture(shot.clone(), options))
+            .await
+            .map_err(|_| DisplayError::Timeout("encoding"))??;
+        Ok(Encoded::new(&shot, picture))
+    }
+
+    pub(super) async fn picture(
+        &self,
+        shot: Shot,
+        options: &ScreenshotOptions,
+    ) -> Result<Picture, DisplayError> {
+        self.0.pictures.get(&self.0.encoders, shot, options).await
+    }
+
+    /// The screen as it is now, from the agent or else the hypervisor.
+    async fn look(&self, cursor: bool, deadline: Instant) -> Result<Shot, DisplayError> {
+        let Some(session) = self.session()? else { return self.look_from_outside(cursor, deadline).await };
+        let now = Instant::now();
+        // A hung agent must leave the hypervisor its time.
+        let patience = if self.0.hv.capabilities().display {
+            now + deadline.saturating_duration_since(now).mul_f64(0.75)
+        } else {
+            deadline
+        };
+        match self.fresh(&session, cursor, patience).await {
+            Ok(shot) => Ok(shot),
+            Err(error @ (GuestError::Lost(_) | GuestError::NotReady(_) | GuestError::Timeout(_))) => {
+                match self.look_from_outside(cursor, deadline).await {
+                    Err(DisplayError::NotConnected) => Err(error.into()),
+                    other => other,
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Captures now, or shares a capture that began after this call did.
+    pub(super) async fn fresh(
+        &self,
+        session: &Session,
+        cursor: bool,
+        deadline: Instant,
+    ) -> Result<Shot, GuestError> {
+        let asked = Instant::now();
+        let view = self.view(cursor);
+        let mut last = tokio::time::timeout_at(deadline, view.fresh.lock())
+            .await
+            .map_err(|_| GuestError::Timeout("capture"))?;
+        if last.is_some_and(|began| began > asked) {
+            let plane = view.plane.borrow();
+            if let Some(shot) = plane.shot().filter(|shot| shot.epoch == session.epoch()) {
+                return Ok(shot.clone());
+            }
+        }
+        let began = Instant::now();
+        self.capture(session, cursor, Duration::ZERO, deadline).await?;
+        *last = Some(began);
+        let plane = view.plane.borrow();
+        plane.shot().cloned().ok_or(GuestError::NotConnected)
+    }
+
+    /// Asks the agent for changes, waiting up to `wait` for one, and applies them. Gives whether there were any.
+    pub(super) async fn capture(
+        &self,
+        session: &Session,
+        cursor: bool,
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<bool, GuestError> {
+        let view = self.view(cursor);
+        let mut since = view.plane.borrow().since(session.epoch());
+        loop {
+            let result = session.capture(since, wait, cursor, deadline).await;
+            let mut applied = Ok(false);
+            let result = result.and_then(|captured| {
+                let epoch = session.epoch();
+                view.plane.send_if_modified(|plane| {
+                    // The frame of a session that was replaced meanwhile must not come back.
+                    if matches!(&*self.0.link.borrow(), Link::Agent(now) if now.epoch() == epoch) {
+                        applied = plane.apply(&captured, since, epoch);
+                    } else {
+                        applied = Err(GuestError::Lost("a newer session took its place".to_owned()));
+                    }
+                    matches!(applied, Ok(true))
+                });
+                applied
+            });
+            match result {
+                // Once from scratch: an agent that forgot our sequence is no reason to fail.
+                Err(GuestError::Protocol(why)) if since != 0 => {
+                    tracing::warn!(vm = %self.0.vm, %why, "asking the guest for a whole frame");
+                    since = 0;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    pub(super) fn view(&self, cursor: bool) -> &View {
+        &self.0.views[usize::from(cursor)]
+    }
+}
