@@ -246,7 +246,7 @@ async fn what_the_guest_says_of_itself_is_bounded() {
     fake.state().attach_answer = Some(pb::AttachResponse {
         agent_version: "v\u{1b}[31m".repeat(1000),
         image_stamp_json: "{not json".into(),
-        warnings: vec!["w".repeat(10_000); 1000],
+        warnings: vec!["w".repeat(10_000); 100],
         ip_addresses: vec!["::1".into(); 1000],
         ..Default::default()
     });
