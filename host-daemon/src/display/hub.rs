@@ -211,15 +211,6 @@ impl Hub {
         Ok(Encoded::new(&shot, picture))
     }
 
-    /// Captures the screen from the agent, so that the first to look finds it; gives its size.
-    ///
-    /// # Errors
-    /// [`DisplayError::NotConnected`] without an agent: the hypervisor's view proves nothing about it.
-    pub async fn refresh(&self, deadline: Instant) -> Result<Size, DisplayError> {
-        let session = self.session()?.ok_or(DisplayError::NotConnected)?;
-        Ok(self.fresh(&session, true, deadline).await?.size)
-    }
-
     pub(super) async fn picture(
         &self,
         shot: Shot,
@@ -293,7 +284,7 @@ impl Hub {
                 view.plane.send_if_modified(|plane| {
                     // The frame of a session that was replaced meanwhile must not come back.
                     if matches!(&*self.0.link.borrow(), Link::Agent(now) if now.epoch() == epoch) {
-                        applied = plane.apply(captured, since, epoch);
+                        applied = plane.apply(&captured, since, epoch);
                     } else {
                         applied = Err(GuestError::Lost("a newer session took its place".to_owned()));
                     }
