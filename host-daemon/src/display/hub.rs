@@ -211,6 +211,15 @@ impl Hub {
         Ok(Encoded::new(&shot, picture))
     }
 
+    /// Captures the screen from the agent, so that the first to look finds it; gives its size.
+    ///
+    /// # Errors
+    /// [`DisplayError::NotConnected`] without an agent: the hypervisor's view proves nothing about it.
+    pub async fn refresh(&self, deadline: Instant) -> Result<Size, DisplayError> {
+        let session = self.session()?.ok_or(DisplayError::NotConnected)?;
+        Ok(self.fresh(&session, true, deadline).await?.size)
+    }
+
     pub(super) async fn picture(
         &self,
         shot: Shot,
