@@ -4,6 +4,8 @@
 //! {hypervisor, guest}`, and all of them `-> model`.
 
 pub mod api;
+pub mod config;
+pub mod daemon;
 pub mod display;
 pub mod guest;
 pub mod hypervisor;

@@ -6,9 +6,26 @@
 //! statuses in `status` and nowhere else.
 
 mod auth;
+mod convert;
 mod deadline;
+mod desktop;
 mod fields;
+mod guard;
+mod health;
+mod host;
+mod lease;
+mod operations;
 mod page;
+mod pool;
+mod router;
 pub mod serve;
 pub mod status;
+mod template;
 pub mod tokens;
+mod vm;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use deadline::Stopping;
+pub(crate) use router::{Api, Health};

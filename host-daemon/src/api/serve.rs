@@ -26,8 +26,8 @@ const MAX_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 4 << 20;
 /// The same for all streams of a connection.
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// What a slow reader makes us hold per stream: one large screenshot.
-const SEND_BUFFER: usize = 4 << 20;
+/// Past this a stream gives no more: a slow reader of screenshots then finds one picture in its way and not many.
+const SEND_BUFFER: usize = 256 << 10;
 /// Metadata of a call.
 const MAX_HEADERS: u32 = 32 << 10;
 /// A dead client is noticed after twice this.

@@ -20,50 +20,53 @@ const MAX_VALUE: usize = 256;
 const MAX_VIOLATIONS: usize = 8;
 
 impl From<Error> for Status {
-    fn from(error: Error) -> Self {
-        let class = error.class();
-        let mut message = clip(&error.message, MAX_MESSAGE);
-        let mut metadata: HashMap<String, String> =
-            error.metadata.iter().map(|(key, value)| ((*key).to_owned(), clip(value, MAX_VALUE))).collect();
-        if class == Class::Internal {
+    fn from(mut error: Error) -> Self {
+        if error.class() == Class::Internal {
             let id = Uuid::new_v4().simple().to_string();
             tracing::error!(id, reason = error.reason.as_str(), error = chain(&error), "internal error");
-            message = format!("{message}; the daemon's log has the cause under {id}");
-            metadata.insert("error_id".into(), id);
+            error.message.push_str("; the daemon's log has the cause under ");
+            error.message.push_str(&id);
+            error.metadata.push(("error_id", id));
         }
-        let resource = resource(&metadata);
-
-        let mut details = ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata);
-        if !error.violations.is_empty() {
-            let violations: Vec<_> = error
-                .violations
-                .iter()
-                .take(MAX_VIOLATIONS)
-                .map(|v| FieldViolation::new(clip(&v.field, MAX_VALUE), clip(&v.description, MAX_VALUE)))
-                .collect();
-            details.set_bad_request(violations);
-        }
-        if let Some(after) = error.retry_after {
-            details.set_retry_info(Some(after));
-        }
-        match class {
-            Class::NotFound | Class::AlreadyExists => {
-                if let Some((kind, name)) = resource {
-                    details.set_resource_info(kind, name, "", &*message);
-                }
-            }
-            Class::FailedPrecondition => {
-                let subject = resource.map(|(_, name)| name).unwrap_or_default();
-                details.set_precondition_failure([PreconditionViolation::new(
-                    error.reason.as_str(),
-                    subject,
-                    &*message,
-                )]);
-            }
-            _ => {}
-        }
-        Self::with_error_details(code(class), message, details)
+        quiet(&error)
     }
+}
+
+/// The status of an error that needs no word in the log.
+pub(crate) fn quiet(error: &Error) -> Status {
+    let class = error.class();
+    let message = clip(&error.message, MAX_MESSAGE);
+    let metadata: HashMap<String, String> =
+        error.metadata.iter().map(|(key, value)| ((*key).to_owned(), clip(value, MAX_VALUE))).collect();
+    let resource = resource(&metadata);
+
+    let mut details = ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata);
+    if !error.violations.is_empty() {
+        let violations: Vec<_> = error
+            .violations
+            .iter()
+            .take(MAX_VIOLATIONS)
+            .map(|v| FieldViolation::new(clip(&v.field, MAX_VALUE), clip(&v.description, MAX_VALUE)))
+            .collect();
+        details.set_bad_request(violations);
+    }
+    if let Some(after) = error.retry_after {
+        details.set_retry_info(Some(after));
+    }
+    match class {
+        Class::NotFound | Class::AlreadyExists => {
+            if let Some((kind, name)) = resource {
+                details.set_resource_info(kind, name, "", &*message);
+            }
+        }
+        Class::FailedPrecondition => {
+            let subject = resource.map(|(_, name)| name).unwrap_or_default();
+            let reason = error.reason.as_str();
+            details.set_precondition_failure([PreconditionViolation::new(reason, subject, &*message)]);
+        }
+        _ => {}
+    }
+    Status::with_error_details(code(class), message, details)
 }
 
 fn code(class: Class) -> Code {
