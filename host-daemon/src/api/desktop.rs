@@ -37,7 +37,7 @@ impl DesktopService {
     }
 
     async fn guard<T>(&self, request: &Request<T>, target: &str) -> DomainResult<Guard> {
-        Guard::new(&self.orchestrator, request, fields::target("target", target)?).await
+        Guard::new(&self.orchestrator, request, &fields::target("target", target)?).await
     }
 
     fn check_root(&self, guard: &Guard, as_root: bool) -> DomainResult<()> {
@@ -57,7 +57,7 @@ impl DesktopService {
     ) -> DomainResult<v1::WriteFileResponse> {
         let target = fields::target("header.target", &header.target)?;
         let params = process::write(header)?;
-        let guard = Guard::new(&self.orchestrator, request, target).await?;
+        let mut guard = Guard::new(&self.orchestrator, request, &target).await?;
         self.check_root(&guard, header.as_root)?;
         let session = guard.session()?;
 
@@ -119,9 +119,9 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         request: Request<v1::TakeScreenshotRequest>,
     ) -> Result<Response<v1::Screenshot>, Status> {
         let options = screen::options(request.get_ref().options.as_ref())?;
-        let guard = self.guard(&request, &request.get_ref().target).await?;
-        let deadline = guard.deadline(PICTURE);
-        let picture = guard.hold(async { Ok(guard.hub.screenshot(&options, deadline).await?) }).await?;
+        let mut guard = self.guard(&request, &request.get_ref().target).await?;
+        let (hub, deadline) = (guard.hub(), guard.deadline(PICTURE));
+        let picture = guard.hold(async { Ok(hub.screenshot(&options, deadline).await?) }).await?;
         Ok(Response::new(screen::screenshot(picture)))
     }
 
@@ -132,7 +132,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let options = screen::options(request.get_ref().options.as_ref())?;
         let max_fps = screen::max_fps(request.get_ref().max_fps)?;
         let guard = self.guard(&request, &request.get_ref().target).await?;
-        let frames = guard.hub.subscribe(options, max_fps).map_err(Error::from)?;
+        let frames = guard.hub().subscribe(options, max_fps).map_err(Error::from)?;
         let frames = frames.map(|frame| Ok(screen::frame(frame?))).boxed();
         Ok(Response::new(guard.hold_stream(frames, true)))
     }
@@ -143,10 +143,10 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
     ) -> Result<Response<v1::SendInputResponse>, Status> {
         let wanted = request.get_ref();
         let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
-        let guard = self.guard(&request, &wanted.target).await?;
-        let deadline = guard.deadline(INPUT);
+        let mut guard = self.guard(&request, &wanted.target).await?;
+        let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let call =
-            async { Ok(guard.hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
+            async { Ok(hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
         let done = guard.hold(call).await?;
         Ok(Response::new(screen::input_done(&done)))
     }
@@ -156,11 +156,11 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
         let settle = screen::settle(wanted.settle.as_ref())?;
         let options = screen::options(wanted.options.as_ref())?;
-        let guard = self.guard(&request, &wanted.target).await?;
-        let deadline = guard.deadline(INPUT);
+        let mut guard = self.guard(&request, &wanted.target).await?;
+        let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let Batch { id, events, frame } = batch;
         let call =
-            async { Ok(guard.hub.act(&id, events, frame, &settle, &options, deadline).await?) };
+            async { Ok(hub.act(&id, events, frame, &settle, &options, deadline).await?) };
         let acted = guard.hold(call).await?;
         Ok(Response::new(v1::ActResponse {
             input: Some(screen::input_done(&acted.input)),
@@ -176,9 +176,9 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let wanted = request.get_ref();
         let settle = screen::settle(wanted.settle.as_ref())?;
         let frame = screen::frame_size(wanted.frame_size)?;
-        let guard = self.guard(&request, &wanted.target).await?;
-        let deadline = guard.deadline(INPUT);
-        let call = async { Ok(guard.hub.wait_for_settle(&settle, frame, deadline).await?) };
+        let mut guard = self.guard(&request, &wanted.target).await?;
+        let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
+        let call = async { Ok(hub.wait_for_settle(&settle, frame, deadline).await?) };
         let settled = guard.hold(call).await?.settled;
         let sequence = settled.sequence;
         Ok(Response::new(v1::WaitForSettleResponse { settle: Some(screen::settled(&settled)), sequence }))
@@ -189,7 +189,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         request: Request<v1::ExecRequest>,
     ) -> Result<Response<Self::ExecStream>, Status> {
         let params = process::exec(request.get_ref().clone())?;
-        let guard = self.guard(&request, &request.get_ref().target).await?;
+        let mut guard = self.guard(&request, &request.get_ref().target).await?;
         self.check_root(&guard, params.as_root)?;
         let session = guard.session()?;
         let deadline = guard.deadline(TRANSFER);
@@ -205,7 +205,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
     ) -> Result<Response<Self::ReadFileStream>, Status> {
         use v1::read_file_response::Part;
         let params = process::read(request.get_ref().clone())?;
-        let guard = self.guard(&request, &request.get_ref().target).await?;
+        let mut guard = self.guard(&request, &request.get_ref().target).await?;
         self.check_root(&guard, params.as_root)?;
         let session = guard.session()?;
         let deadline = guard.deadline(TRANSFER);

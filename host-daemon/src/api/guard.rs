@@ -1,13 +1,13 @@
 //! The right to a desktop, held for as long as a call uses it.
 //!
-//! A lease may end and a VM may die in the middle of a stream or a long call. Whoever holds the right is asked again
-//! every second; the orchestrator answers from memory.
+//! A lease may end and a VM may die in the middle of a stream or a long call; the orchestrator tells, and then the call
+//! is dropped, which cancels what it does in the guest.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use super::auth;
@@ -18,15 +18,17 @@ use crate::model::error::{Error, Reason, Result};
 use crate::orchestrator::Orchestrator;
 use crate::orchestrator::request::{Caller, Target};
 
-const RECHECK: Duration = Duration::from_secs(1);
+/// A guest session ends a moment before its VM is known to be gone, or its lease to have ended.
+const TOGETHER: Duration = Duration::from_millis(200);
+/// When to try again without an agent: it is back within a second after most resumes.
+const AGENT_BACK: Duration = Duration::from_secs(1);
 
 /// A caller's right to one desktop.
 pub(crate) struct Guard {
-    orchestrator: Orchestrator,
     pub(crate) caller: Caller,
-    target: Target,
-    pub(crate) hub: Arc<Hub>,
+    hub: Hub,
     deadline: Option<Deadline>,
+    ended: BoxFuture<'static, Error>,
 }
 
 /// A stream as tonic wants it.
@@ -37,12 +39,18 @@ impl Guard {
     pub(crate) async fn new<T>(
         orchestrator: &Orchestrator,
         request: &tonic::Request<T>,
-        target: Target,
+        target: &Target,
     ) -> Result<Self> {
         let caller = auth::of(request)?;
-        let hub = orchestrator.desktop(&caller, &target).await?;
+        let hub = orchestrator.desktop(&caller, target).await?;
+        let ended = orchestrator.desktop_ended(&caller, target).await?;
         let deadline = request.extensions().get::<Deadline>().copied();
-        Ok(Self { orchestrator: orchestrator.clone(), caller, target, hub, deadline })
+        Ok(Self { caller, hub, deadline, ended })
+    }
+
+    /// The desktop.
+    pub(crate) fn hub(&self) -> Hub {
+        self.hub.clone()
     }
 
     /// When the call must be over; `otherwise` from now where the client said nothing.
@@ -53,45 +61,19 @@ impl Guard {
     /// The session with the guest's agent.
     pub(crate) fn session(&self) -> Result<Session> {
         let missing = || Error::new(Reason::AgentNotConnected, "no guest agent is connected");
-        self.hub.session()?.ok_or_else(|| missing().retry_after(RECHECK))
-    }
-
-    /// Why the right has ended; nothing while it has not.
-    async fn ended(&self) -> Option<Error> {
-        match self.orchestrator.desktop(&self.caller, &self.target).await {
-            Ok(_) => None,
-            // Not the caller's mistake: it was running when the call began.
-            Err(error) if error.reason == Reason::VmNotRunning => Some(Error {
-                reason: Reason::AgentNotConnected,
-                message: format!("the vm went away: {}", error.message),
-                ..error
-            }),
-            Err(error) => Some(error),
-        }
-    }
-
-    /// Waits until the right ends.
-    async fn until_ended(&self) -> Error {
-        let mut ticks = interval_at(Instant::now() + RECHECK, RECHECK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            if let Some(error) = self.ended().await {
-                return error;
-            }
-        }
+        self.hub.session()?.ok_or_else(|| missing().retry_after(AGENT_BACK))
     }
 
     /// Does a call as long as the right lasts. Where the two end together, the end of the right is the better reason.
-    pub(crate) async fn hold<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn hold<T>(&mut self, call: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             result = call => match result {
                 Err(error) if error.reason == Reason::AgentNotConnected => {
-                    Err(self.ended().await.unwrap_or(error))
+                    Err(timeout(TOGETHER, &mut self.ended).await.map_or(error, lost))
                 }
                 result => result,
             },
-            error = self.until_ended() => Err(error),
+            error = &mut self.ended => Err(lost(error)),
         }
     }
 
@@ -102,7 +84,7 @@ impl Guard {
         endless: bool,
     ) -> ResponseStream<T> {
         stream::unfold(Some((self, items)), move |state| async move {
-            let (guard, mut items) = state?;
+            let (mut guard, mut items) = state?;
             let next = guard.hold(async {
                 match items.next().await {
                     Some(item) => item.map(Some),
@@ -118,4 +100,13 @@ impl Guard {
         })
         .boxed()
     }
+}
+
+/// A VM that stops under a call is not the caller's mistake: it ran when the call began.
+fn lost(error: Error) -> Error {
+    if error.reason != Reason::VmNotRunning {
+        return error;
+    }
+    let message = format!("the vm went away: {}", error.message);
+    Error { reason: Reason::AgentNotConnected, message, ..error }
 }

@@ -180,11 +180,9 @@ pub(crate) fn to_proto(template: &Template) -> v1::Template {
         state: match template.state {
             TemplateState::Preparing => v1::TemplateState::Preparing,
             TemplateState::Ready => v1::TemplateState::Ready,
-            TemplateState::Failed => v1::TemplateState::Failed,
             TemplateState::Deleting => v1::TemplateState::Deleting,
         }
         .into(),
-        state_reason: template.state_reason.clone(),
         disk_sha256: template.disk_sha256.clone(),
         disk_size_bytes: template.disk_size_bytes,
         clone_method: template.clone_method.map_or(v1::CloneMethod::Unspecified, clone_method).into(),
