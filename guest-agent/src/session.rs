@@ -85,11 +85,11 @@ async fn send_hello(stream: &mut dyn Stream, secret: [u8; 32]) -> Result<[u8; 16
     Ok(nonce)
 }
 
-/// Spawns a session's tasks so that all of them end with it.
+/// Spawns a connection's tasks so that all of them are dropped with it, whatever they wait for.
 #[derive(Clone, Debug)]
-struct SessionExecutor(CancellationToken);
+pub struct ScopedExecutor(pub CancellationToken);
 
-impl<F> hyper::rt::Executor<F> for SessionExecutor
+impl<F> hyper::rt::Executor<F> for ScopedExecutor
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -118,7 +118,7 @@ where
 {
     let ended = CancellationToken::new();
     let _drop_tasks = ended.clone().drop_guard();
-    hyper::server::conn::http2::Builder::new(SessionExecutor(ended))
+    hyper::server::conn::http2::Builder::new(ScopedExecutor(ended))
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{Request, Response};
+use hvkube_guest::session::ScopedExecutor;
 use hvkube_guest::transport::Stream;
 use hvkube_proto::guest::v1 as pb;
 use hvkube_proto::guest::v1::capture_response::Part;
@@ -17,9 +18,10 @@ use hvkube_proto::guest::v1::process_service_client::ProcessServiceClient;
 use hvkube_proto::guest::v1::supervisor_service_client::SupervisorServiceClient;
 use hvkube_proto::preface::{Hello, HelloScanner, VERSION, Welcome};
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::rt::Executor as _;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
@@ -27,15 +29,9 @@ use tower::Service;
 /// One session as the host sees it; dropping it closes the stream.
 pub struct Host {
     sender: SendRequest<Body>,
-    driver: JoinHandle<()>,
+    _alive: DropGuard,
     /// What the guest said of itself.
     pub hello: Hello,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
 }
 
 /// Reads the guest's greeting.
@@ -59,17 +55,19 @@ impl Host {
     pub async fn greet(mut stream: impl Stream + 'static, epoch: u64) -> io::Result<Self> {
         let hello = read_hello(&mut stream).await?;
         stream.write_all(&Welcome { version: VERSION, nonce: hello.nonce, epoch }.encode()).await?;
-        let (sender, driver) = Builder::new(TokioExecutor::new())
+        let closed = CancellationToken::new();
+        let executor = ScopedExecutor(closed.clone());
+        let (sender, driver) = Builder::new(executor.clone())
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20)
             .max_frame_size(1 << 20)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
-        let driver = tokio::spawn(async move {
+        executor.execute(async move {
             let _ended = driver.await;
         });
-        Ok(Self { sender, driver, hello })
+        Ok(Self { sender, _alive: closed.drop_guard(), hello })
     }
 
     fn channel(&self) -> Channel {
