@@ -13,8 +13,8 @@ use hvkube_proto::guest::v1::input_event::Event;
 use x11rb::connection::Connection as _;
 use x11rb::protocol::Event as X11Event;
 use x11rb::protocol::xproto::{
-    ConnectionExt as _, CreateGCAux, CreateWindowAux, EventMask, Gcontext, ImageFormat, InputFocus, Rectangle, Window,
-    WindowClass,
+    ConnectionExt as _, CreateGCAux, CreateWindowAux, EventMask, Gcontext, ImageFormat, InputFocus,
+    Rectangle, Window, WindowClass,
 };
 use x11rb::wrapper::ConnectionExt as _;
 
@@ -39,9 +39,22 @@ fn window(display: &Display, x: i16, y: i16, width: u16, height: u16) -> (Window
         | EventMask::POINTER_MOTION
         | EventMask::KEY_PRESS
         | EventMask::KEY_RELEASE;
-    let attributes = CreateWindowAux::new().background_pixel(0x0020_4060).override_redirect(1).event_mask(events);
-    conn.create_window(24, id, display.root, x, y, width, height, 0, WindowClass::INPUT_OUTPUT, 0, &attributes)
-        .expect("created");
+    let attributes =
+        CreateWindowAux::new().background_pixel(0x0020_4060).override_redirect(1).event_mask(events);
+    conn.create_window(
+        24,
+        id,
+        display.root,
+        x,
+        y,
+        width,
+        height,
+        0,
+        WindowClass::INPUT_OUTPUT,
+        0,
+        &attributes,
+    )
+    .expect("created");
     conn.create_gc(gc, id, &CreateGCAux::new()).expect("gc");
     conn.map_window(id).expect("mapped");
     conn.set_input_focus(InputFocus::NONE, id, x11rb::CURRENT_TIME).expect("focused");
@@ -50,7 +63,10 @@ fn window(display: &Display, x: i16, y: i16, width: u16, height: u16) -> (Window
 }
 
 fn fill(display: &Display, (id, gc): (Window, Gcontext), colour: u32, rect: Rectangle) {
-    display.conn.change_gc(gc, &x11rb::protocol::xproto::ChangeGCAux::new().foreground(colour)).expect("colour");
+    display
+        .conn
+        .change_gc(gc, &x11rb::protocol::xproto::ChangeGCAux::new().foreground(colour))
+        .expect("colour");
     display.conn.poly_fill_rectangle(id, gc, &[rect]).expect("drawn");
     display.conn.sync().expect("server");
 }
@@ -90,12 +106,18 @@ async fn frames_and_differences_hold_the_screens_pixels() {
     assert_eq!((same.header.full, same.rects.len(), same.header.sequence), (false, 0, first.header.sequence));
 
     // Drawn and asked for at once: the answer must have it.
-    for i in 0..20 {
-        fill(&display, win, 0x00ff_0000 + i, Rectangle { x: i as i16 * 10, y: 5, width: 9, height: 30 });
+    for i in 0i16..20 {
+        fill(
+            &display,
+            win,
+            0x00ff_0000 + u32::from(i.unsigned_abs()),
+            Rectangle { x: i * 10, y: 5, width: 9, height: 30 },
+        );
         let sequence = first.header.sequence;
         let changed = capture(&host, sequence).await;
         assert!(!changed.header.full && changed.header.sequence > sequence);
-        let pixels: u32 = changed.rects.iter().map(|r| r.area.expect("area")).map(|a| a.width * a.height).sum();
+        let pixels: u32 =
+            changed.rects.iter().map(|r| r.area.expect("area")).map(|a| a.width * a.height).sum();
         assert!(pixels < 300 * 200, "only what changed: {pixels} pixels");
         let mut frame = frame.clone();
         changed.paint(&mut frame);
@@ -120,7 +142,8 @@ async fn a_waiting_capture_answers_at_the_change_and_at_its_deadline() {
     let changed = changed.expect("captured");
     assert!(!changed.rects.is_empty() && !changed.header.full);
 
-    let wait = pb::CaptureRequest { since_sequence: changed.header.sequence, wait: millis(50), cursor: false };
+    let wait =
+        pb::CaptureRequest { since_sequence: changed.header.sequence, wait: millis(50), cursor: false };
     assert!(host.capture(wait).await.expect("captured").rects.is_empty(), "nothing changed");
 
     // The cursor counts when it is drawn.
@@ -142,7 +165,9 @@ async fn the_cursor_is_drawn_and_taken_away_again() {
     let display = Display::start();
     let _win = window(&display, 0, 0, 400, 400);
     let host = display.session().await;
-    host.input("m", vec![Event::Move(pb::Move { to: point(200, 200), ..Default::default() })]).await.expect("moved");
+    host.input("m", vec![Event::Move(pb::Move { to: point(200, 200), ..Default::default() })])
+        .await
+        .expect("moved");
     let mut frame = Vec::new();
     let request = pb::CaptureRequest { since_sequence: 0, wait: None, cursor: true };
     let with = host.capture(request).await.expect("captured");
@@ -173,7 +198,8 @@ async fn a_new_resolution_is_a_new_full_frame() {
     let mut frame = Vec::new();
     after.paint(&mut frame);
     same_pixels(&frame, &screen(&display, 1024, 768), "new size");
-    let outside = host.input("m", vec![Event::Move(pb::Move { to: point(1100, 10), ..Default::default() })]).await;
+    let outside =
+        host.input("m", vec![Event::Move(pb::Move { to: point(1100, 10), ..Default::default() })]).await;
     let failure = outside.expect("answered").failure.expect("refused");
     assert_eq!(failure.reason(), Reason::OutOfBounds);
 }
@@ -223,7 +249,10 @@ async fn clicks_drags_scrolls_and_chords_are_seen_in_order_and_place() {
                     modifiers: vec!["Shift_L".into()],
                     ..Default::default()
                 }),
-                Event::Drag(pb::Drag { path: [point(10, 10), point(200, 100)].map(Option::unwrap_or_default).into(), ..Default::default() }),
+                Event::Drag(pb::Drag {
+                    path: [point(10, 10), point(200, 100)].map(Option::unwrap_or_default).into(),
+                    ..Default::default()
+                }),
                 Event::Scroll(pb::Scroll { at: point(60, 60), delta_x: -1, delta_y: 2 }),
                 Event::Chord(pb::Chord { keys: vec!["ctrl".into(), "A".into()], hold: None }),
                 Event::Key(pb::Key { key: "VK_A".into(), action: 0 }),
@@ -267,7 +296,8 @@ async fn a_bad_event_stops_the_whole_batch_before_it_begins() {
     let _win = window(&display, 0, 0, 600, 600);
     let host = display.session().await;
     let click = || Event::Click(pb::Click { at: point(5, 5), ..Default::default() });
-    let drag = |n: i32| Event::Drag(pb::Drag { path: vec![pb::Point { x: n, y: 0 }; 2], ..Default::default() });
+    let drag =
+        |n: i32| Event::Drag(pb::Drag { path: vec![pb::Point { x: n, y: 0 }; 2], ..Default::default() });
     let bad = [
         (Event::Key(pb::Key { key: "NoSuchKey".into(), action: 0 }), Reason::UnknownKey, "NoSuchKey"),
         (Event::Chord(pb::Chord { keys: vec![], hold: None }), Reason::Invalid, "chord.keys"),
@@ -360,10 +390,14 @@ async fn input_with_settle_sees_what_the_input_changed() {
     let host = display.session().await;
     let settle = pb::SettleRequest { quiet: millis(300), timeout: seconds(50), ignore: vec![] };
     host.display().settle(settle.clone()).await.expect("calm before");
-    let events = vec![pb::InputEvent { event: Some(Event::Text(pb::Text { text: "hello".into(), interval: None })) }];
+    let events =
+        vec![pb::InputEvent { event: Some(Event::Text(pb::Text { text: "hello".into(), interval: None })) }];
     let request = pb::InputRequest { batch_id: "s".into(), events, settle: Some(settle) };
     let answer = host.display().input(request).await.expect("done").into_inner();
     let settled = answer.settle.expect("was asked for");
-    assert!(!settled.timed_out && !settled.changed.is_empty() && settled.settled_after_micros > 0, "{settled:?}");
+    assert!(
+        !settled.timed_out && !settled.changed.is_empty() && settled.settled_after_micros > 0,
+        "{settled:?}"
+    );
     assert!(capture(&host, settled.sequence).await.rects.is_empty(), "nothing has changed since it settled");
 }

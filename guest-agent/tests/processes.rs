@@ -66,7 +66,9 @@ async fn a_programs_whole_group_ends_with_its_time_its_call_and_its_session() {
     use pb::exec_response::Event;
     let display = Display::start();
     let script = "sleep 1000 & echo $!; wait";
-    let start = |mut client: hvkube_proto::guest::v1::process_service_client::ProcessServiceClient<host::Channel>| async move {
+    let start = |mut client: hvkube_proto::guest::v1::process_service_client::ProcessServiceClient<
+        host::Channel,
+    >| async move {
         let mut stream = client.exec(exec(&["sh", "-c", script])).await.expect("started").into_inner();
         let mut pids = Vec::new();
         while pids.len() < 2 {
@@ -125,7 +127,8 @@ async fn files_are_read_in_parts_and_written_whole() {
         .expect("read");
     assert!(back == body);
     assert_eq!((info.size, info.mode), (3_000_000, 0o640));
-    let part = pb::ReadFileRequest { path: "a/b/file".into(), offset: 70_000, limit: 70_000, ..Default::default() };
+    let part =
+        pb::ReadFileRequest { path: "a/b/file".into(), offset: 70_000, limit: 70_000, ..Default::default() };
     assert!(host.read_file(part).await.expect("read").1 == body[70_000..140_000]);
 
     let append = pb::WriteFileHeader { append: true, ..header("log") };
@@ -138,14 +141,20 @@ async fn files_are_read_in_parts_and_written_whole() {
     assert_eq!(host.read_file(read("a")).await.expect_err("directory").code(), Code::InvalidArgument);
     assert_eq!(host.read_file(read("/dev/zero")).await.expect_err("device").code(), Code::InvalidArgument);
     assert_eq!(host.read_file(read("")).await.expect_err("no name").code(), Code::InvalidArgument);
-    for (path, code) in [("none/file", Code::NotFound), ("a/b", Code::InvalidArgument), ("log/x", Code::InvalidArgument)] {
+    for (path, code) in
+        [("none/file", Code::NotFound), ("a/b", Code::InvalidArgument), ("log/x", Code::InvalidArgument)]
+    {
         assert_eq!(host.write_file(header(path), vec![]).await.expect_err("refused").code(), code, "{path}");
     }
     let large = host.write_file(header("large"), vec![vec![0; (1 << 20) + 1]]).await.expect_err("too large");
     assert_eq!(large.code(), Code::InvalidArgument);
     assert!(!display.path("large").exists());
-    let names: Vec<_> = std::fs::read_dir(display.home.path()).expect("home").flatten().map(|e| e.file_name()).collect();
-    assert!(!names.iter().any(|n| n.to_string_lossy().contains(".large")), "no temporary file is left: {names:?}");
+    let names: Vec<_> =
+        std::fs::read_dir(display.home.path()).expect("home").flatten().map(|e| e.file_name()).collect();
+    assert!(
+        !names.iter().any(|n| n.to_string_lossy().contains(".large")),
+        "no temporary file is left: {names:?}"
+    );
 }
 
 #[tokio::test]
@@ -199,7 +208,7 @@ async fn a_session_is_found_behind_stale_bytes_and_a_knock_is_answered() {
     host.write_all(&Welcome { version: VERSION, nonce: [1; 16], epoch: 4 }.encode()).await.expect("sent");
     let first = host::read_hello(&mut host).await.expect("greeting");
     assert_eq!(first.secret, [9; 32]);
-    host.write_all(&Welcome { version: VERSION, nonce: [0; 16], epoch: 0 }.encode()).await.expect("knocked");
+    host.write_all(&Welcome::KNOCK.encode()).await.expect("knocked");
     let host = host::Host::greet(host, 5).await.expect("session");
     assert_ne!(host.hello.nonce, first.nonce);
     let answer = host.supervisor().attach(pb::AttachRequest::default()).await.expect("attached").into_inner();
@@ -231,4 +240,30 @@ async fn a_host_of_another_version_is_refused_by_name() {
     let mut rest = Vec::new();
     host.read_to_end(&mut rest).await.expect("closed");
     assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn a_knock_ends_the_session_of_a_host_that_nobody_saw_leave() {
+    use hvkube_guest::session::{greet, serve};
+    use hvkube_proto::preface::{VERSION, Welcome};
+    let display = Display::start();
+    let (mut guest, mut host) = tokio::io::duplex(1 << 20);
+    let services = display.services();
+    let served = tokio::spawn(async move {
+        greet(&mut guest, [0; 32]).await.expect("greeting");
+        let _ended = serve(guest, services).await;
+    });
+    let hello = host::read_hello(&mut host).await.expect("greeting");
+    host.write_all(&Welcome { version: VERSION, nonce: hello.nonce, epoch: 1 }.encode()).await.expect("sent");
+    // An HTTP/2 client that died in the middle of a large frame: 64 KiB were announced, four bytes came.
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let headers = [1, 0, 0, 1, 4, 0, 0, 0, 1];
+    for part in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings, &headers, b"half"] {
+        host.write_all(part).await.expect("sent");
+    }
+    // The server's own settings show that it has read what came.
+    host.read_exact(&mut [0; 9]).await.expect("the session serves");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    host.write_all(&Welcome::KNOCK.encode()).await.expect("knocked");
+    tokio::time::timeout(PATIENCE, served).await.expect("the session ends").expect("no panic");
 }

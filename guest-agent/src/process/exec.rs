@@ -51,7 +51,27 @@ impl Home {
     #[must_use]
     pub fn of_this_process() -> Self {
         let dir = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
-        Self { dir, env: std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect() }
+        Self {
+            dir,
+            env: std::env::vars_os()
+                .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+                .collect(),
+        }
+    }
+
+    /// What a program gets that starts now: the login session's run-time folder and bus may have come up after the agent.
+    fn session_env(&self) -> Vec<(&'static str, String)> {
+        let mut out = Vec::new();
+        let set = |name: &str| self.env.iter().any(|(key, _)| key == name);
+        let runtime = Path::new("/run/user").join(rustix::process::getuid().as_raw().to_string());
+        if !set("XDG_RUNTIME_DIR") && runtime.is_dir() {
+            let bus = runtime.join("bus");
+            if !set("DBUS_SESSION_BUS_ADDRESS") && bus.exists() {
+                out.push(("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", bus.display())));
+            }
+            out.push(("XDG_RUNTIME_DIR", runtime.display().to_string()));
+        }
+        out
     }
 
     /// `path` itself when absolute, else below the home.
@@ -119,7 +139,9 @@ fn check(request: &pb::ExecRequest) -> Result<(), Status> {
         return Err(Status::invalid_argument("argv: names no program"));
     }
     if argv.len() > MAX_ARGS || argv.iter().map(String::len).sum::<usize>() > MAX_ARG_BYTES {
-        return Err(Status::invalid_argument(format!("argv: more than {MAX_ARGS} entries or {MAX_ARG_BYTES} bytes")));
+        return Err(Status::invalid_argument(format!(
+            "argv: more than {MAX_ARGS} entries or {MAX_ARG_BYTES} bytes"
+        )));
     }
     if argv.iter().any(|a| a.contains('\0')) || request.cwd.contains('\0') {
         return Err(Status::invalid_argument("argv, cwd: must not contain a zero byte"));
@@ -145,6 +167,7 @@ fn spawn(home: &Home, request: &pb::ExecRequest, cwd: &Path) -> io::Result<Child
         .args(&request.argv[1..])
         .env_clear()
         .envs(home.env.iter().map(|(k, v)| (k, v)))
+        .envs(home.session_env())
         .envs(&request.env)
         .current_dir(cwd)
         .process_group(0)
@@ -160,7 +183,9 @@ fn spawn_status(program: &str, cwd: &Path, error: &io::Error) -> Status {
     }
     match error.kind() {
         io::ErrorKind::NotFound => Status::not_found(format!("no program {program:?} in PATH")),
-        io::ErrorKind::PermissionDenied => Status::permission_denied(format!("{program:?} may not be executed")),
+        io::ErrorKind::PermissionDenied => {
+            Status::permission_denied(format!("{program:?} may not be executed"))
+        }
         io::ErrorKind::ArgumentListTooLong => Status::invalid_argument("argv, env: too long for the system"),
         _ => Status::internal(format!("cannot start {program:?}: {error}")),
     }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A user, with all groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +30,13 @@ impl User {
     pub fn by_name(name: &str) -> io::Result<Self> {
         let passwd = fs::read_to_string("/etc/passwd")?;
         let group = fs::read_to_string("/etc/group")?;
-        parse(&passwd, &group, name)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no user {name:?} in /etc/passwd")))
+        parse(&passwd, &group, name).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("no user {name:?} in /etc/passwd"))
+        })
     }
 
-    /// The environment of this user's session, as a login on `display` would have it.
+    /// The environment of this user's session, as a login on `display` would have it; what comes up only later in a login
+    /// is added when a program is started.
     #[must_use]
     pub fn session_env(&self, display: &str) -> Vec<(String, String)> {
         let mut env = vec![
@@ -50,13 +52,6 @@ impl User {
         if authority.exists() {
             env.push(("XAUTHORITY".into(), authority.display().to_string()));
         }
-        let runtime = format!("/run/user/{}", self.uid);
-        if Path::new(&runtime).is_dir() {
-            if Path::new(&runtime).join("bus").exists() {
-                env.push(("DBUS_SESSION_BUS_ADDRESS".into(), format!("unix:path={runtime}/bus")));
-            }
-            env.push(("XDG_RUNTIME_DIR".into(), runtime));
-        }
         env
     }
 }
@@ -67,7 +62,8 @@ fn locale(text: &str) -> String {
 }
 
 fn parse(passwd: &str, group: &str, name: &str) -> Option<User> {
-    let fields: Vec<&str> = passwd.lines().map(|l| l.split(':').collect()).find(|f: &Vec<&str>| f[0] == name)?;
+    let fields: Vec<&str> =
+        passwd.lines().map(|l| l.split(':').collect()).find(|f: &Vec<&str>| f[0] == name)?;
     let (uid, gid) = (fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
     let mut groups = vec![gid];
     for line in group.lines() {

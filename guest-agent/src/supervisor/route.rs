@@ -72,7 +72,8 @@ impl Desktop {
         {
             return Ok(connection.sender.clone());
         }
-        let unavailable = |e: &dyn std::fmt::Display| Status::unavailable(format!("the desktop is not ready: {e}"));
+        let unavailable =
+            |e: &dyn std::fmt::Display| Status::unavailable(format!("the desktop is not ready: {e}"));
         let stream = self.shared.worker.connect().await.map_err(|e| unavailable(&e))?;
         let closed = CancellationToken::new();
         let executor = ScopedExecutor(closed.clone());

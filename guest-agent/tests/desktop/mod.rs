@@ -110,7 +110,9 @@ impl Display {
     pub fn tool(&self, package: &str, argv: &[&str]) -> Vec<u8> {
         let mut command = Command::new(argv[0]);
         command.args(&argv[1..]).env("DISPLAY", &self.name);
-        let out = command.output().unwrap_or_else(|e| panic!("cannot run {}: {e}; apt-get install {package}", argv[0]));
+        let out = command
+            .output()
+            .unwrap_or_else(|e| panic!("cannot run {}: {e}; apt-get install {package}", argv[0]));
         assert!(out.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&out.stderr));
         out.stdout
     }
@@ -120,7 +122,8 @@ impl Display {
         self.run("openbox", &["openbox"]);
         let supporting = self.atom("_NET_SUPPORTING_WM_CHECK");
         self.wait("openbox to manage the display", |d| {
-            let check = d.conn.get_property(false, d.root, supporting, AtomEnum::WINDOW, 0, 1).ok()?.reply().ok()?;
+            let check =
+                d.conn.get_property(false, d.root, supporting, AtomEnum::WINDOW, 0, 1).ok()?.reply().ok()?;
             (check.value_len == 1).then_some(())
         });
     }
@@ -129,9 +132,11 @@ impl Display {
     pub fn focused_window(&self, class: &str) -> Window {
         let active = self.atom("_NET_ACTIVE_WINDOW");
         self.wait(&format!("a focused window of {class}"), |d| {
-            let window = d.conn.get_property(false, d.root, active, AtomEnum::WINDOW, 0, 1).ok()?.reply().ok()?;
+            let window =
+                d.conn.get_property(false, d.root, active, AtomEnum::WINDOW, 0, 1).ok()?.reply().ok()?;
             let window = window.value32()?.next().filter(|w| *w != 0)?;
-            let name = d.conn.get_property(false, window, AtomEnum::WM_CLASS, AtomEnum::STRING, 0, 64).ok()?;
+            let name =
+                d.conn.get_property(false, window, AtomEnum::WM_CLASS, AtomEnum::STRING, 0, 64).ok()?;
             let name = String::from_utf8_lossy(&name.reply().ok()?.value).to_lowercase();
             name.contains(class).then_some(window)
         })
@@ -159,7 +164,11 @@ impl Display {
         home.dir = self.home.path().to_owned();
         let routes = Routes::new(DisplayServiceServer::new(DisplaySession::new(self.desktop.clone())))
             .add_service(ProcessServiceServer::new(LocalProcesses::new(home, false)))
-            .add_service(SupervisorServiceServer::new(Supervisor::new(false, Path::new("/nonexistent"), || true)));
+            .add_service(SupervisorServiceServer::new(Supervisor::new(
+                false,
+                Path::new("/nonexistent"),
+                || true,
+            )));
         Routed::new(routes, None)
     }
 

@@ -5,7 +5,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Request, Response};
 use hvkube_guest::session::ScopedExecutor;
@@ -53,7 +53,15 @@ pub async fn read_hello(stream: &mut dyn Stream) -> io::Result<Hello> {
 impl Host {
     /// Greets the guest and starts HTTP/2.
     pub async fn greet(mut stream: impl Stream + 'static, epoch: u64) -> io::Result<Self> {
-        let hello = read_hello(&mut stream).await?;
+        let mut hello = None;
+        while hello.is_none() {
+            // Knocks as a host does that finds the port open and silent.
+            match tokio::time::timeout(Duration::from_millis(500), read_hello(&mut stream)).await {
+                Ok(greeting) => hello = Some(greeting?),
+                Err(_) => stream.write_all(&Welcome::KNOCK.encode()).await?,
+            }
+        }
+        let hello = hello.ok_or(io::ErrorKind::UnexpectedEof)?;
         stream.write_all(&Welcome { version: VERSION, nonce: hello.nonce, epoch }.encode()).await?;
         let closed = CancellationToken::new();
         let executor = ScopedExecutor(closed.clone());
@@ -100,7 +108,11 @@ impl Host {
             rects.push(rect);
         }
         if rects.len() != header.rects as usize {
-            return Err(Status::internal(format!("{} rectangles, header says {}", rects.len(), header.rects)));
+            return Err(Status::internal(format!(
+                "{} rectangles, header says {}",
+                rects.len(),
+                header.rects
+            )));
         }
         Ok(Captured { header, rects, bytes })
     }
@@ -149,7 +161,8 @@ impl Host {
         use pb::write_file_request::Part;
         let head = std::iter::once(Part::Header(header));
         let parts: Vec<_> = head.chain(pieces.into_iter().map(|p| Part::Data(p.into()))).collect();
-        let messages = tokio_stream::iter(parts.into_iter().map(|part| pb::WriteFileRequest { part: Some(part) }));
+        let messages =
+            tokio_stream::iter(parts.into_iter().map(|part| pb::WriteFileRequest { part: Some(part) }));
         Ok(self.processes().write_file(messages).await?.into_inner().bytes_written)
     }
 }
@@ -196,7 +209,10 @@ impl Captured {
 /// The host's clock as it goes over the wire.
 pub fn now() -> prost_types::Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    prost_types::Timestamp { seconds: since.as_secs().cast_signed(), nanos: since.subsec_nanos().cast_signed() }
+    prost_types::Timestamp {
+        seconds: since.as_secs().cast_signed(),
+        nanos: since.subsec_nanos().cast_signed(),
+    }
 }
 
 /// Carries calls to the guest.
