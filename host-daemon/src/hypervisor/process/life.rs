@@ -194,7 +194,7 @@ impl Inner {
             // The record goes first: a directory without one is nobody's.
             match std::fs::remove_file(dir.join("vm.json")) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(io_error("cannot remove a vm")(error));
+                    Err(io_error("cannot remove a vm")(error))
                 }
                 _ => desktop::remove(&dir).map_err(io_error("cannot remove a vm")),
             }

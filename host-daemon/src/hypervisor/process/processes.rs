@@ -69,7 +69,7 @@ impl Watched {
     pub(super) fn new(pid: u32) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        Ok(Self { pid, ended: AsyncFd::with_interest(fd, Interest::READABLE)? })
+        Ok(Self { pid, ended: register(fd)? })
     }
 
     /// Waits for its end; gives how it ended where that is known, which is so for our own children only.
@@ -84,6 +84,13 @@ impl Watched {
             _ => "unknown status".to_owned(),
         })
     }
+}
+
+#[expect(unsafe_code, reason = "tokio can't know that a descriptor stays the same one")]
+fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` gives one and the same open descriptor for as long as it lives; the `AsyncFd` owns it and
+    // nobody replaces it inside.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Ends all processes with this marker, and waits until they are gone.
