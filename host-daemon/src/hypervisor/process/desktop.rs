@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
 use super::ProcessConfig;
-use super::processes::{self, MARKER};
+use super::processes::{self, MARKER, Watched};
 use crate::hypervisor::{HvError, HvResult};
 use crate::model::screen::Size;
 
@@ -139,7 +140,10 @@ async fn try_start(
     if let Some((program, arguments)) = config.window_manager.split_first() {
         let mut manager = base(Path::new(program), places, marker);
         manager.args(arguments).env("DISPLAY", &display_name).process_group(group).stdout(log()?);
-        spawn(&mut manager, "the window manager")?;
+        let manager = spawn(&mut manager, "the window manager")?.id();
+        // Users can quit it; that ends nothing, but somebody has to wait for it.
+        let manager = Watched::new(manager).map_err(io("cannot watch the window manager"))?;
+        tokio::spawn(async move { manager.ended().await });
     }
     let mut agent = base(&config.agent, places, marker);
     agent
@@ -250,6 +254,12 @@ pub(super) async fn end(desktop: &Desktop) -> HvResult<()> {
     processes::end(&desktop.marker)
         .await
         .map_err(|source| HvError::Io { context: "cannot end a desktop's processes".to_owned(), source })?;
+    // Both may have ended before they were looked for.
+    for pid in [desktop.server, desktop.agent] {
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            processes::reap(pid).await;
+        }
+    }
     let lock = PathBuf::from(format!("/tmp/.X{}-lock", desktop.display));
     let ours = fs::read_to_string(&lock).is_ok_and(|pid| pid.trim() == desktop.server.to_string());
     if ours {

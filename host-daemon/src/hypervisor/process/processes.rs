@@ -93,14 +93,26 @@ fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
+/// Waits for a child of ours that has ended or is just ending, or it would stay a zombie as long as the daemon lives.
+pub(super) async fn reap(pid: Pid) {
+    let begun = Instant::now();
+    // Memory, and the environment with it, goes a moment before the process can be waited for.
+    while begun.elapsed() < GRACE && matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Ends all processes with this marker, and waits until they are gone.
 pub(super) async fn end(marker: &str) -> io::Result<()> {
     let asked = Instant::now();
     let mut signal = Signal::TERM;
-    let mut told = Vec::new();
+    let (mut told, mut seen) = (Vec::new(), Vec::new());
     loop {
         let left: Vec<Pid> = marked(marker)?.into_iter().map(|(pid, _)| pid).collect();
         if left.is_empty() {
+            for pid in seen {
+                reap(pid).await;
+            }
             return Ok(());
         }
         if asked.elapsed() > GRACE && signal == Signal::TERM {
@@ -116,9 +128,9 @@ pub(super) async fn end(marker: &str) -> io::Result<()> {
                 let _ = kill_process(pid, signal);
                 told.push(pid);
             }
-            // A child of ours that ended stays a zombie until it is waited for; zombies have no environment, but they
-            // would pile up.
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            if !seen.contains(&pid) {
+                seen.push(pid);
+            }
         }
         sleep(LOOK_EVERY).await;
     }

@@ -71,6 +71,22 @@ impl Rig {
         id
     }
 
+    /// Children of ours that ended and were not waited for; other tests' may be among them for a moment.
+    async fn no_zombies(&self) {
+        let mine = format!(" Z {} ", std::process::id());
+        let count = || {
+            let stats = fs::read_dir("/proc")
+                .expect("/proc")
+                .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
+            stats.filter(|stat| stat.contains(&mine)).count()
+        };
+        let deadline = soon();
+        while count() > 0 {
+            assert!(Instant::now() < deadline, "zombies stay");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The same directory, as a new daemon sees it.
     fn again(&self) -> Process {
         Process::new(self.hv.0.config.clone()).expect("a backend")
@@ -160,6 +176,7 @@ async fn a_desktop_is_seen_driven_reset_and_deleted() {
     rig.hv.delete(&vm).await.expect("deleted already");
     assert_eq!(rig.processes(), 0);
     assert!(!home.exists());
+    rig.no_zombies().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
