@@ -201,8 +201,8 @@ fn hint(error: &Error, context: Option<&Context>) -> Option<String> {
         ("UNKNOWN_KEY", _) => "keys are X11 names (Return, Page_Down), Windows names (VK_RETURN) or one character, joined by `+`".into(),
         ("SCREENSHOT_TOO_LARGE", _) => "make it smaller with --scale or --max-size, or use jpeg".into(),
         ("INPUT_OUTCOME_UNKNOWN", _) => "part of it may be done: look at the screen before you send it again".into(),
-        ("ILLEGAL_VM_STATE", _) => match known("state") {
-            Some(state) => format!("the VM is {}; see the moves in `hvkube vm --help`", human::enum_name(state)),
+        ("ILLEGAL_VM_STATE", _) => match known("state").or_else(|| known("from")) {
+            Some(state) => format!("its state is {}; see the moves in `hvkube vm --help`", human::enum_name(state)),
             None => "see its state with `hvkube vm info VM` and the moves in `hvkube vm --help`".into(),
         },
         (_, Code::AlreadyExists) => "choose another name, or delete the present one".into(),
@@ -220,7 +220,7 @@ fn hint(error: &Error, context: Option<&Context>) -> Option<String> {
 fn token_hint(context: Option<&Context>) -> String {
     match context.and_then(Context::connected) {
         Some(client) => format!(
-            "the daemon refused {}; give another with --token-file or HVKUBE_TOKEN (the daemon writes its own to admin.token in its state directory)",
+            "tried {}; give another with --token-file or HVKUBE_TOKEN (the daemon writes its own to admin.token in its state directory)",
             client.token_source()
         ),
         None => format!(

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use crate::commands::lease::{Fate, Wish};
 use crate::context::Context;
-use crate::interrupt::{self, Signal};
+use crate::interrupt::{Signal, Signals};
 use crate::output::human;
 use crate::report::{Failure, Outcome};
 
@@ -35,7 +35,11 @@ pub(crate) struct Run {
 }
 
 pub(crate) async fn run(context: &Context, args: Run) -> Outcome {
-    let client = context.client().await?;
+    let mut signals = Signals::listen().map_err(|err| Failure::io("listen for signals", &err))?;
+    let client = tokio::select! {
+        client = context.client() => client?,
+        signal = signals.next() => return Err(Failure::Interrupted(signal)),
+    };
     let mut acquire = client.acquire(&args.wish.pool).purpose(args.wish.purpose);
     if let Some(ttl) = args.wish.ttl {
         acquire = acquire.ttl(ttl);
@@ -46,11 +50,11 @@ pub(crate) async fn run(context: &Context, args: Run) -> Outcome {
     let progress = context.progress(format!("waiting for a desktop of {}", args.wish.pool));
     let desktop = tokio::select! {
         desktop = acquire => desktop?,
-        signal = interrupt::wait() => return Err(Failure::Interrupted(signal?)),
+        signal = signals.next() => return Err(Failure::Interrupted(signal)),
     };
     drop(progress);
     context.note(format_args!("got {} with {}", desktop.lease().name, desktop.lease().vm));
-    let outcome = with(context, &desktop, &args.command).await;
+    let outcome = with(context, &desktop, &args.command, &mut signals).await;
     let name = human::short(&desktop.lease().name);
     if desktop.is_lost() {
         return outcome;
@@ -58,7 +62,7 @@ pub(crate) async fn run(context: &Context, args: Run) -> Outcome {
     // Also after a failure and a signal: the desktop goes back before anything else is said.
     let released = tokio::select! {
         released = desktop.release(args.fate.policy()) => released,
-        signal = interrupt::wait() => return Err(Failure::Interrupted(signal?)),
+        signal = signals.next() => return Err(Failure::Interrupted(signal)),
     };
     match released {
         Ok(_) => context.note(format_args!("released {name}, its VM is {}", args.fate.word())),
@@ -68,7 +72,7 @@ pub(crate) async fn run(context: &Context, args: Run) -> Outcome {
 }
 
 /// Runs the command with the desktop.
-async fn with(context: &Context, desktop: &Desktop, command: &[String]) -> Outcome {
+async fn with(context: &Context, desktop: &Desktop, command: &[String], signals: &mut Signals) -> Outcome {
     let [program, arguments @ ..] = command else { return Err(Failure::Usage("no command".to_owned())) };
     let mut child = Command::new(program)
         .args(arguments)
@@ -80,13 +84,12 @@ async fn with(context: &Context, desktop: &Desktop, command: &[String]) -> Outco
     tokio::select! {
         status = child.wait() => status.map(exit_code).map_err(|err| Failure::io("wait for the command", &err)),
         lost = desktop.lost() => {
-            end(&mut child, Signal::Terminate).await;
+            end(&mut child, Signal::Terminate, signals).await;
             Err(hvkube_sdk::Error::from(lost).into())
         }
-        signal = interrupt::wait() => {
-            let signal = signal?;
+        signal = signals.next() => {
             context.note("waiting for the command to end; once more gives up on it");
-            end(&mut child, signal).await;
+            end(&mut child, signal, signals).await;
             Err(Failure::Interrupted(signal))
         }
     }
@@ -94,14 +97,14 @@ async fn with(context: &Context, desktop: &Desktop, command: &[String]) -> Outco
 
 /// Lets the command end: an interrupt came to it from the terminal as well, everything else must be passed on. Gives up
 /// at the next signal; the command is then killed.
-async fn end(child: &mut Child, signal: Signal) {
+async fn end(child: &mut Child, signal: Signal, signals: &mut Signals) {
     if signal == Signal::Terminate {
         terminate(child);
     }
     tokio::select! {
         // Its code is of no interest any more.
         _ = child.wait() => {}
-        _ = interrupt::wait() => {
+        _ = signals.next() => {
             // It is gone already when this fails.
             let _ = child.kill().await;
         }
@@ -109,7 +112,7 @@ async fn end(child: &mut Child, signal: Signal) {
 }
 
 #[cfg(unix)]
-fn terminate(child: &Child) {
+fn terminate(child: &mut Child) {
     let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         // It is gone already when this fails.

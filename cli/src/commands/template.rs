@@ -63,8 +63,8 @@ pub(crate) struct Create {
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
     /// Format of the disk image [default: found out by reading it]
-    #[arg(long, value_name = "FORMAT", value_parser = ["qcow2", "raw", "vhdx"])]
-    format: Option<String>,
+    #[arg(long = "format", value_name = "FORMAT", value_parser = ["qcow2", "raw", "vhdx"])]
+    disk_format: Option<String>,
     /// Firmware that boots the disk where there is no kernel
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
@@ -167,7 +167,7 @@ fn describe(args: Create) -> Result<Template, Failure> {
     if let Some(cmdline) = args.cmdline {
         source.kernel_cmdline = cmdline;
     }
-    if let Some(format) = args.format {
+    if let Some(format) = args.disk_format {
         source.disk_format = format;
     }
     if let Some(firmware) = args.firmware {

@@ -14,6 +14,7 @@ use hvkube_sdk::v1::{ScreenshotOptions, Template, VmState};
 use hvkube_sdk::{Client, Code, Error, Input, ReleasePolicy, RetryPolicy};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::oneshot;
 use tonic::transport::{Endpoint, Server};
 
 async fn connected(fake: &Fake, token: &str) -> Client {
@@ -187,24 +188,20 @@ async fn files_go_in_and_out_whole() {
     assert_eq!(names.len(), 2, "no unfinished file stays: {names:?}");
 }
 
-/// Gives some bytes, then fails or hangs.
+/// Gives some bytes, hangs, and fails when it is told to.
 struct Torn {
     left: usize,
-    hang: bool,
+    tear: oneshot::Receiver<()>,
 }
 
 impl AsyncRead for Torn {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            return if self.hang {
-                Poll::Pending
-            } else {
-                Poll::Ready(Err(io::Error::other("disk torn out")))
-            };
+            return Pin::new(&mut self.tear).poll(cx).map(|_| Err(io::Error::other("disk torn out")));
         }
         let n = self.left.min(buf.remaining());
         buf.put_slice(&vec![7; n]);
@@ -217,20 +214,24 @@ impl AsyncRead for Torn {
 async fn half_a_file_never_passes_for_a_whole_one() {
     let fake = Fake::default();
     let client = connected(&fake, TOKEN).await;
-    let target = client.target("browser-1");
-    let torn = Torn { left: 700_000, hang: false };
-    let error = target.send("/torn", torn, WriteOptions::default(), |_| {}).await.expect_err("torn");
+    let upload = |path: &'static str| {
+        let (tear, torn) = oneshot::channel();
+        let target = client.target("browser-1");
+        let reader = Torn { left: 700_000, tear: torn };
+        (tear, tokio::spawn(async move { target.send(path, reader, WriteOptions::default(), |_| {}).await }))
+    };
+    let (tear, upload_torn) = upload("/torn");
+    // Once the daemon has taken the call up: one that is over before that never comes to its handler.
+    fake.wait_for("an upload", |seen| seen.uploads == 1).await;
+    tear.send(()).expect("it reads");
+    let error = upload_torn.await.expect("no panic").expect_err("torn");
     assert!(matches!(error, Error::Io { .. }), "{error:?}");
     fake.wait_for("the torn upload's end", |seen| seen.broken_uploads == 1).await;
     // The same for a caller that gives up in the middle.
-    let (sent, mut seen) = tokio::sync::watch::channel(0);
-    let upload = tokio::spawn(async move {
-        let hanging = Torn { left: 700_000, hang: true };
-        target.send("/hung", hanging, WriteOptions::default(), |done| drop(sent.send(done))).await
-    });
-    seen.wait_for(|done| *done >= 512 << 10).await.expect("it sends");
-    upload.abort();
-    fake.wait_for("the hung upload's end", |seen| seen.broken_uploads == 2).await;
+    let (_tear, upload_dropped) = upload("/dropped");
+    fake.wait_for("another upload", |seen| seen.uploads == 2).await;
+    upload_dropped.abort();
+    fake.wait_for("the dropped upload's end", |seen| seen.broken_uploads == 2).await;
     assert!(fake.seen().files.is_empty());
 }
 

@@ -9,12 +9,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic_types::StatusExt as _;
 
-use super::{Fake, refuse, unimplemented_methods};
+use super::{Fake, details, refuse};
 
 /// What it takes for a picture.
-pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\nfake picture";
+pub(crate) const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\nfake picture";
 /// Width of its screen; positions beyond it are refused.
 const WIDTH: i32 = 1280;
 
@@ -78,14 +78,12 @@ impl DesktopService for Fake {
             if let Some(v1::input_event::Event::Click(click)) = &event.event
                 && click.at.is_some_and(|at| at.x >= WIDTH)
             {
-                let mut details =
-                    ErrorDetails::with_error_info("OUT_OF_FRAME", "hvkube.dev", [("width", "1280")]);
-                details
-                    .add_bad_request_violation(format!("events[{number}].click.at"), "x must be 0 to 1279");
+                let mut error = details("OUT_OF_FRAME", &[("width", "1280")]);
+                error.add_bad_request_violation(format!("events[{number}].click.at"), "x must be 0 to 1279");
                 return Err(Status::with_error_details(
                     Code::InvalidArgument,
                     "a position is outside the frame",
-                    details,
+                    error,
                 ));
             }
         }
@@ -186,6 +184,7 @@ impl DesktopService for Fake {
         let mut path = String::new();
         let mut data = Vec::new();
         let broken = Broken(self.clone());
+        self.set(|seen| seen.uploads += 1);
         while let Some(part) = parts.next().await {
             match part?.part {
                 Some(write_file_request::Part::Header(header)) => path = header.path,
@@ -208,8 +207,6 @@ impl DesktopService for Fake {
         self.set(|seen| seen.files.insert(request.header.unwrap_or_default().path, request.data.to_vec()));
         Ok(Response::new(v1::WriteFileResponse { bytes_written }))
     }
-
-    unimplemented_methods! {}
 }
 
 /// Counts an upload that ended before it was whole.
@@ -222,4 +219,4 @@ impl Drop for Broken {
 }
 
 /// How long the queue of a `busy` pool is: longer than any test.
-pub const FOREVER: Duration = Duration::from_secs(3600);
+pub(crate) const FOREVER: Duration = Duration::from_secs(3600);

@@ -3,7 +3,7 @@
 //! Pools are `browser` (has desktops), `empty` (exhausted at once) and `busy` (keeps callers waiting for ever). VMs are
 //! `browser-1` (running, leased), `browser-2` (saved) and `browser-3` (error). What clients did is in [`Seen`].
 
-mod desktop;
+pub(crate) mod desktop;
 mod resources;
 
 use std::collections::HashMap;
@@ -23,45 +23,47 @@ use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// The token it wants.
-pub const TOKEN: &str = "open-sesame";
+pub(crate) const TOKEN: &str = "open-sesame";
 
 /// What clients did.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Leases by request id.
-    pub leases: HashMap<String, v1::Lease>,
+    pub(crate) leases: HashMap<String, v1::Lease>,
     /// Calls of AcquireVm, repeats included.
-    pub acquires: u32,
+    pub(crate) acquires: u32,
     /// Waits for the pool `busy` that their callers gave up.
-    pub abandoned: u32,
+    pub(crate) abandoned: u32,
     /// Renewals, accepted or not.
-    pub renewals: u32,
+    pub(crate) renewals: u32,
     /// Releases: lease and policy.
-    pub released: Vec<(String, v1::ReleasePolicy)>,
+    pub(crate) released: Vec<(String, v1::ReleasePolicy)>,
     /// Input batches.
-    pub batches: Vec<v1::SendInputRequest>,
+    pub(crate) batches: Vec<v1::SendInputRequest>,
     /// Acts.
-    pub acts: Vec<v1::ActRequest>,
+    pub(crate) acts: Vec<v1::ActRequest>,
     /// Whole files that were written.
-    pub files: HashMap<String, Vec<u8>>,
+    pub(crate) files: HashMap<String, Vec<u8>>,
+    /// Uploads that began.
+    pub(crate) uploads: u32,
     /// Uploads that broke before their end.
-    pub broken_uploads: u32,
+    pub(crate) broken_uploads: u32,
     /// Programs that were killed because their caller went away.
-    pub killed: u32,
+    pub(crate) killed: u32,
     /// The last pool update.
-    pub update: Option<v1::UpdatePoolRequest>,
+    pub(crate) update: Option<v1::UpdatePoolRequest>,
     /// The last template that was made.
-    pub template: Option<v1::CreateTemplateRequest>,
+    pub(crate) template: Option<v1::CreateTemplateRequest>,
     /// Set by tests: renewals answer LEASE_ENDED.
-    pub lease_ended: bool,
+    pub(crate) lease_ended: bool,
     /// Set by tests: that many calls of AcquireVm break after the lease is made.
-    pub break_acquires: u32,
+    pub(crate) break_acquires: u32,
     operation_step: usize,
 }
 
 /// The daemon. Clones are the same one.
 #[derive(Clone, Debug)]
-pub struct Fake {
+pub(crate) struct Fake {
     seen: Arc<watch::Sender<Seen>>,
     // Serialises handlers that read and write.
     turn: Arc<Mutex<()>>,
@@ -75,7 +77,7 @@ impl Default for Fake {
 
 impl Fake {
     /// All services, for a server.
-    pub fn routes(&self) -> Routes {
+    pub(crate) fn routes(&self) -> Routes {
         Routes::new(TemplateServiceServer::with_interceptor(self.clone(), check))
             .add_service(PoolServiceServer::with_interceptor(self.clone(), check))
             .add_service(VmServiceServer::with_interceptor(self.clone(), check))
@@ -86,12 +88,12 @@ impl Fake {
     }
 
     /// What clients did so far.
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         self.seen.borrow().clone()
     }
 
     /// Waits until clients did what `wanted` looks for; panics after ten seconds.
-    pub async fn wait_for(&self, what: &str, wanted: impl FnMut(&Seen) -> bool) -> Seen {
+    pub(crate) async fn wait_for(&self, what: &str, wanted: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.subscribe();
         let found = tokio::time::timeout(std::time::Duration::from_secs(10), seen.wait_for(wanted)).await;
         found
@@ -101,7 +103,7 @@ impl Fake {
     }
 
     /// Changes how it behaves.
-    pub fn set<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
+    pub(crate) fn set<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
         let _turn: MutexGuard<'_, ()> = self.turn.lock().expect("no handler panics");
         let mut result = None;
         self.seen.send_modify(|seen| result = Some(change(seen)));
@@ -120,10 +122,15 @@ fn check(request: Request<()>) -> Result<Request<()>, Status> {
 }
 
 /// An error as the daemon makes them.
-pub fn refuse(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
+pub(crate) fn refuse(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
+    Status::with_error_details(code, message, details(reason, metadata))
+}
+
+/// Details to which more can be added.
+pub(crate) fn details(reason: &str, metadata: &[(&str, &str)]) -> ErrorDetails {
     let metadata: HashMap<String, String> =
         metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, "hvkube.dev", metadata))
+    ErrorDetails::with_error_info(reason, "hvkube.dev", metadata)
 }
 
 /// Methods that no test calls.

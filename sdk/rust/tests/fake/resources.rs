@@ -13,10 +13,10 @@ use hvkube_sdk::v1::{self, VmAvailability, VmState};
 use prost::Message as _;
 use prost_types::{Any, Timestamp};
 use tonic::{Code, Request, Response, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic_types::StatusExt as _;
 
 use super::desktop::FOREVER;
-use super::{Fake, refuse, unimplemented_methods};
+use super::{Fake, details, refuse, unimplemented_methods};
 
 fn ago(seconds: u64) -> Option<Timestamp> {
     Some(Timestamp::from(SystemTime::now() - Duration::from_secs(seconds)))
@@ -67,10 +67,9 @@ impl VmService for Fake {
         let name = request.into_inner().name;
         let found = vms().into_iter().find(|vm| vm.name == name);
         found.map(Response::new).ok_or_else(|| {
-            let mut details =
-                ErrorDetails::with_error_info("VM_NOT_FOUND", "hvkube.dev", [("vm", name.clone())]);
-            details.set_resource_info("hvkube.dev/Vm", name.clone(), "", "");
-            Status::with_error_details(Code::NotFound, format!("there is no {name}"), details)
+            let mut error = details("VM_NOT_FOUND", &[("vm", &name)]);
+            error.set_resource_info("hvkube.dev/Vm", name.clone(), "", "");
+            Status::with_error_details(Code::NotFound, format!("there is no {name}"), error)
         })
     }
 
@@ -147,11 +146,10 @@ impl LeaseService for Fake {
                 tokio::time::sleep(FOREVER).await;
             }
             pool => {
-                let mut details =
-                    ErrorDetails::with_error_info("POOL_EXHAUSTED", "hvkube.dev", [("pool", pool)]);
-                details.set_retry_info(Some(Duration::from_secs(3)));
+                let mut error = details("POOL_EXHAUSTED", &[("pool", pool)]);
+                error.set_retry_info(Some(Duration::from_secs(3)));
                 let message = format!("no VM of {pool} became free in time");
-                return Err(Status::with_error_details(Code::ResourceExhausted, message, details));
+                return Err(Status::with_error_details(Code::ResourceExhausted, message, error));
             }
         }
         let (lease, broken) = self.set(|seen| {
@@ -162,8 +160,8 @@ impl LeaseService for Fake {
                 pool: request.pool,
                 state: v1::LeaseState::Active.into(),
                 ttl: Some(request.ttl.unwrap_or(prost_types::Duration { seconds: 600, nanos: 0 })),
-                expire_time: Some(Timestamp::from(SystemTime::now() + Duration::from_secs(600))),
-                create_time: ago(0),
+                expire_time: Some(Timestamp::from(SystemTime::now() + Duration::from_secs(630))),
+                create_time: ago(3900),
                 purpose: request.purpose,
                 ..v1::Lease::default()
             });
