@@ -100,15 +100,13 @@ impl Daemon {
         listener: tokio::net::TcpListener,
         hypervisor: Arc<dyn Hypervisor>,
     ) -> Result<Self, StartError> {
-        let address = listener
-            .local_addr()
-            .map_err(|source| ListenError::Bind { address: config.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| ListenError::Bind { address: config.listen, source })?;
         let tokens = Arc::new(Tokens::new(&config.state_dir));
         tokens.ensure_admin()?;
-        let store = Store::open(&config.store()).await.map_err(|source| StartError::Store {
-            path: config.store.path.display().to_string(),
-            source,
-        })?;
+        let store = Store::open(&config.store())
+            .await
+            .map_err(|source| StartError::Store { path: config.store.path.display().to_string(), source })?;
         let orchestrator =
             Orchestrator::start(store, hypervisor, config.settings()).await.map_err(StartError::Recover)?;
 
