@@ -127,7 +127,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         set(key.clone(), text(key, value), format!("flag {flag}"))?;
     }
 
-    let config = merge(Config::defaults(&sources.dirs.state_dir), &values, &origins, sources)?;
+    let config = merge(&Config::defaults(&sources.dirs.state_dir), &values, &origins, sources)?;
     Ok(Loaded { config, origins, file })
 }
 
@@ -141,12 +141,12 @@ fn text(key: &str, value: &str) -> Value {
 }
 
 fn merge(
-    defaults: Config,
+    defaults: &Config,
     values: &BTreeMap<String, Value>,
     origins: &BTreeMap<String, String>,
     sources: &Sources,
 ) -> Result<Config, ConfigError> {
-    let base = config::Config::try_from(&defaults).map_err(ConfigError::Merge)?;
+    let base = config::Config::try_from(defaults).map_err(ConfigError::Merge)?;
     let with = |values: &mut dyn Iterator<Item = (&String, &Value)>| -> Result<Config, config::ConfigError> {
         let mut builder = config::Config::builder().add_source(base.clone());
         for (key, value) in values {
@@ -272,7 +272,8 @@ fn known(key: &str, origin: &str) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Accel, HypervisorKind};
+    use crate::config::HypervisorKind;
+    use crate::hypervisor::qemu::AccelChoice;
     use std::time::Duration;
 
     fn sources(file: Option<&Path>) -> Sources {
@@ -309,7 +310,7 @@ mod tests {
         sources.flags = vec![("qemu.binary".into(), "q3".into(), "--set".into())];
         let loaded = load(&sources).expect("legal");
         let config = loaded.config;
-        assert_eq!(config.qemu.accel, Accel::Tcg);
+        assert_eq!(config.qemu.accel, AccelChoice::Tcg);
         assert_eq!(config.qemu.binary, Path::new("q3"));
         assert_eq!(config.qemu.img_binary, Path::new("i1"));
         assert_eq!(config.orchestrator.provision_parallel, 7);
