@@ -1,0 +1,128 @@
+//! The table of jobs and the packages they need.
+
+/// Something a command of this workspace may have to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Job {
+    /// Compile the workspace.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
+    Build,
+    /// Build golden images.
+    Image,
+    /// Run virtual machines.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
+    Vm,
+    /// Test against real X servers, window managers and editors on this machine.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
+    DisplayTests,
+    /// Test templates that boot with firmware.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
+    Firmware,
+    /// Measure libvirt beside us.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
+    BenchLibvirt,
+}
+
+/// One package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Need {
+    pub(super) package: &'static str,
+    /// A program that does as well when it is on the path.
+    pub(super) program: Option<&'static str>,
+    /// Oldest major version that works.
+    pub(super) at_least: Option<u32>,
+    /// Whether root does without it.
+    pub(super) only_without_root: bool,
+}
+
+/// A package known by its program.
+const fn program(package: &'static str, program: &'static str) -> Need {
+    Need { package, program: Some(program), at_least: None, only_without_root: false }
+}
+
+/// A package without a program of its own.
+const fn package(package: &'static str) -> Need {
+    Need { package, program: None, at_least: None, only_without_root: false }
+}
+
+const fn at_least(major: u32, need: Need) -> Need {
+    Need { at_least: Some(major), ..need }
+}
+
+const fn without_root(need: Need) -> Need {
+    Need { only_without_root: true, ..need }
+}
+
+/// The fork path needs what QEMU 9 brought, and it is tested with 10.
+const QEMU: u32 = 10;
+const QEMU_SYSTEM: Need = at_least(QEMU, program("qemu-system-x86", "qemu-system-x86_64"));
+/// From the same suite as QEMU itself, or apt would not install both.
+const QEMU_UTILS: Need = at_least(QEMU, program("qemu-utils", "qemu-img"));
+
+const BUILD: &[Need] = &[program("gcc", "cc"), package("libc6-dev")];
+const IMAGE: &[Need] = &[
+    program("mmdebstrap", "mmdebstrap"),
+    package("debian-archive-keyring"),
+    program("e2fsprogs", "mke2fs"),
+    QEMU_UTILS,
+    without_root(program("fakeroot", "fakeroot")),
+    without_root(program("uidmap", "newuidmap")),
+];
+const VM: &[Need] = &[QEMU_SYSTEM, QEMU_UTILS, program("passt", "passt")];
+const DISPLAY_TESTS: &[Need] = &[
+    program("xvfb", "Xvfb"),
+    program("openbox", "openbox"),
+    program("xterm", "xterm"),
+    program("mousepad", "mousepad"),
+    program("dbus", "dbus-daemon"),
+    package("fonts-dejavu-core"),
+    package("fonts-droid-fallback"),
+    package("fonts-noto-color-emoji"),
+];
+const FIRMWARE: &[Need] = &[package("ovmf"), package("seabios")];
+const BENCH_LIBVIRT: &[Need] = &[
+    program("libvirt-daemon", "libvirtd"),
+    program("libvirt-clients", "virsh"),
+    package("libvirt-daemon-driver-qemu"),
+];
+
+impl Job {
+    pub(super) fn needs(self) -> &'static [Need] {
+        match self {
+            Self::Build => BUILD,
+            Self::Image => IMAGE,
+            Self::Vm => VM,
+            Self::DisplayTests => DISPLAY_TESTS,
+            Self::Firmware => FIRMWARE,
+            Self::BenchLibvirt => BENCH_LIBVIRT,
+        }
+    }
+}
+
+/// The first `N.` after a space in what a program says about its version: `qemu-img version 10.0.2` has 10.
+pub(super) fn major_in(text: &str) -> Option<u32> {
+    text.split_whitespace().find_map(|word| {
+        let (major, rest) = word.split_once('.')?;
+        rest.starts_with(|c: char| c.is_ascii_digit()).then(|| major.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_programs_print() {
+        assert_eq!(major_in("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright"), Some(10));
+        assert_eq!(major_in("qemu-img version 7.2.19 (Debian)"), Some(7));
+        assert_eq!(major_in("no version here."), None);
+    }
+
+    #[test]
+    fn every_job_names_packages_apt_could_install() {
+        let jobs = [Job::Build, Job::Image, Job::Vm, Job::DisplayTests, Job::Firmware, Job::BenchLibvirt];
+        for need in jobs.into_iter().flat_map(Job::needs) {
+            let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+            assert!(need.package.chars().all(legal), "{}", need.package);
+        }
+    }
+}
