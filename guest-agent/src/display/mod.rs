@@ -1,0 +1,163 @@
+//! The screen, the keyboard and the mouse, whatever the operating system: what a platform must bring ([`Screen`],
+//! [`Input`]), and everything that does not depend on it.
+//!
+//! A [`Screen`] is asked from async code and answers from a thread of its own; an [`Input`] is driven by one thread, batch
+//! after batch, so that two batches never mix.
+
+mod batch;
+mod input;
+mod pack;
+mod rect;
+mod service;
+mod settle;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hvkube_proto::guest::v1 as pb;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+pub use input::{Cancel, InputThread};
+pub use pack::Packer;
+pub use rect::{Rect, simplify};
+pub use service::DisplaySession;
+pub use settle::Watch;
+
+/// Why the display could not do something.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DisplayError {
+    /// There is no display, or it has just gone.
+    #[error("the display is gone: {0}")]
+    Gone(String),
+    /// The display can't do that at all.
+    #[error("the display is not usable: {0}")]
+    Unsupported(String),
+    /// More calls at once than make sense.
+    #[error("too many display calls at once")]
+    Busy,
+}
+
+impl From<DisplayError> for Status {
+    fn from(error: DisplayError) -> Self {
+        match error {
+            DisplayError::Gone(_) => Self::unavailable(error.to_string()),
+            DisplayError::Unsupported(_) => Self::failed_precondition(error.to_string()),
+            DisplayError::Busy => Self::resource_exhausted(error.to_string()),
+        }
+    }
+}
+
+/// What to capture; see `CaptureRequest`.
+#[derive(Clone, Copy, Debug)]
+pub struct CaptureSpec {
+    /// Sequence the host has; 0: all.
+    pub since: u64,
+    /// How long to wait for a change.
+    pub wait: Duration,
+    /// Draw the cursor.
+    pub cursor: bool,
+}
+
+/// A frame, or the difference to an earlier one.
+#[derive(Debug)]
+pub struct Frame {
+    /// Describes it.
+    pub header: pb::FrameHeader,
+    /// Its parts.
+    pub rects: Vec<pb::FrameRect>,
+}
+
+/// A platform's screen.
+#[async_trait]
+pub trait Screen: Send + Sync + 'static {
+    /// Reads pixels; asks the display server for pending changes first, so that the answer is never stale.
+    async fn capture(&self, spec: CaptureSpec) -> Result<Frame, DisplayError>;
+
+    /// Starts watching for changes outside `ignore`. Whatever changed before this returned is not reported.
+    async fn watch(&self, ignore: Vec<Rect>) -> Result<Arc<Watch>, DisplayError>;
+
+    /// Hands every change that has happened so far to the watches; gives the screen's sequence.
+    async fn flush(&self) -> Result<u64, DisplayError>;
+}
+
+/// What pressing means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Press {
+    /// Down, and stay down.
+    Down,
+    /// Up.
+    Up,
+}
+
+/// Why an input event can't be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InputError {
+    /// No key of that name.
+    #[error("no key named {0:?}")]
+    UnknownKey(String),
+    /// Outside the screen.
+    #[error("{0}")]
+    OutOfBounds(String),
+    /// Makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The display server refused or is gone.
+    #[error("{0}")]
+    Platform(String),
+    /// Nobody waits for the batch any more.
+    #[error("the call was cancelled")]
+    Cancelled,
+}
+
+/// What [`Input::probe`] found.
+#[derive(Clone, Copy, Debug)]
+pub struct Probed {
+    /// Screen size in pixels.
+    pub size: (u32, u32),
+    /// Pointer position.
+    pub pointer: (i32, i32),
+    /// From the injection to the sight of it.
+    pub round_trip: Duration,
+}
+
+/// A platform's keyboard and mouse. Calls block until the display server has taken the input, so that the order of calls is
+/// the order of events. One thread drives it.
+pub trait Input: Send + 'static {
+    /// Size of the screen in pixels.
+    fn size(&mut self) -> Result<(u32, u32), InputError>;
+    /// Pointer position.
+    fn pointer(&mut self) -> Result<(i32, i32), InputError>;
+    /// Whether a key of this name exists.
+    fn check_key(&mut self, name: &str) -> Result<(), InputError>;
+    /// Whether every character can be typed; names the first that can't.
+    fn check_text(&mut self, text: &str) -> Result<(), InputError>;
+    /// Moves the pointer.
+    fn move_to(&mut self, x: i32, y: i32) -> Result<(), InputError>;
+    /// Presses or releases a mouse button.
+    fn button(&mut self, button: pb::MouseButton, press: Press) -> Result<(), InputError>;
+    /// Turns the wheel by notches, right and down.
+    fn scroll(&mut self, right: i32, down: i32) -> Result<(), InputError>;
+    /// Presses or releases a key. In a chord a letter means its key, whatever its case.
+    fn key(&mut self, name: &str, press: Press, in_chord: bool) -> Result<(), InputError>;
+    /// Types text, so that the focused program receives exactly it.
+    fn text(&mut self, text: &str, interval: Duration, cancel: &Cancel) -> Result<(), InputError>;
+    /// Releases everything that is held down.
+    fn release_all(&mut self) -> Result<(), InputError>;
+    /// Proves the input path by a motion to where the pointer already is.
+    fn probe(&mut self) -> Result<Probed, InputError>;
+    /// Work for when nothing has been asked for a while; says when to be called next, or never.
+    fn idle(&mut self) -> Option<Duration>;
+}
+
+/// A desktop that works: its screen and its input thread, shared by the sessions that come and go.
+#[derive(Clone)]
+pub struct Desktop {
+    /// The screen.
+    pub screen: Arc<dyn Screen>,
+    /// The keyboard and mouse.
+    pub input: InputThread,
+    /// Cancelled when the display server has gone; nothing works after that.
+    pub gone: CancellationToken,
+}

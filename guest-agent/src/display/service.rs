@@ -1,0 +1,130 @@
+//! `DisplayService` of one session.
+
+use std::time::Duration;
+
+use hvkube_proto::guest::v1 as pb;
+use hvkube_proto::guest::v1::display_service_server::DisplayService;
+use tonic::{Request, Response, Status};
+
+use super::{CaptureSpec, Desktop, InputError, Rect};
+use crate::process::{Reply, duration};
+
+const MAX_WAIT: Duration = Duration::from_secs(60);
+const DEFAULT_QUIET: Duration = Duration::from_millis(300);
+const MAX_QUIET: Duration = Duration::from_secs(10);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_TIMEOUT: Duration = Duration::from_secs(120);
+const MAX_IGNORED: usize = 64;
+const MAX_BATCH_ID: usize = 64;
+
+/// Serves one session; when the last clone is dropped, keys and buttons that the session holds come up.
+#[derive(Clone)]
+pub struct DisplaySession {
+    session: std::sync::Arc<Session>,
+}
+
+struct Session {
+    desktop: Desktop,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.desktop.input.end_session();
+    }
+}
+
+impl DisplaySession {
+    /// Begins a session.
+    #[must_use]
+    pub fn new(desktop: Desktop) -> Self {
+        Self { session: std::sync::Arc::new(Session { desktop }) }
+    }
+
+    fn desktop(&self) -> &Desktop {
+        &self.session.desktop
+    }
+}
+
+/// A settle request whose values have been checked.
+struct Settle {
+    quiet: Duration,
+    timeout: Duration,
+    ignore: Vec<Rect>,
+}
+
+impl Settle {
+    fn parse(request: &pb::SettleRequest) -> Result<Self, Status> {
+        if request.ignore.len() > MAX_IGNORED {
+            return Err(Status::invalid_argument(format!("ignore: more than {MAX_IGNORED} rectangles")));
+        }
+        let given = |field, value, max, default| {
+            duration(field, value, max).map(|d: Duration| if d.is_zero() { default } else { d })
+        };
+        let rect = |r: &pb::Rect| {
+            let fits = |at: u32, len: u32| len > 0 && at.checked_add(len).is_some();
+            if fits(r.x, r.width) && fits(r.y, r.height) {
+                Ok(Rect { x: r.x, y: r.y, width: r.width, height: r.height })
+            } else {
+                Err(Status::invalid_argument("ignore: holds an empty or overflowing rectangle"))
+            }
+        };
+        Ok(Self {
+            quiet: given("quiet", request.quiet.as_ref(), MAX_QUIET, DEFAULT_QUIET)?,
+            timeout: given("timeout", request.timeout.as_ref(), MAX_TIMEOUT, DEFAULT_TIMEOUT)?,
+            ignore: request.ignore.iter().map(rect).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl DisplayService for DisplaySession {
+    type CaptureStream = Reply<pb::CaptureResponse>;
+
+    async fn probe(&self, _request: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
+        let probed = self.desktop().input.probe().await?.map_err(|e: InputError| Status::unavailable(e.to_string()))?;
+        Ok(Response::new(pb::ProbeResponse {
+            width: probed.size.0,
+            height: probed.size.1,
+            input_round_trip_micros: u32::try_from(probed.round_trip.as_micros()).unwrap_or(u32::MAX),
+            pointer_x: probed.pointer.0,
+            pointer_y: probed.pointer.1,
+        }))
+    }
+
+    async fn capture(&self, request: Request<pb::CaptureRequest>) -> Result<Response<Self::CaptureStream>, Status> {
+        let request = request.into_inner();
+        let wait = duration("wait", request.wait.as_ref(), MAX_WAIT)?;
+        let spec = CaptureSpec { since: request.since_sequence, wait, cursor: request.cursor };
+        let frame = self.desktop().screen.capture(spec).await?;
+        let part = |part| Ok(pb::CaptureResponse { part: Some(part) });
+        let header = std::iter::once(part(pb::capture_response::Part::Header(frame.header)));
+        let rects = frame.rects.into_iter().map(move |r| part(pb::capture_response::Part::Rect(r)));
+        Ok(Response::new(Box::pin(tokio_stream::iter(header.chain(rects)))))
+    }
+
+    async fn input(&self, request: Request<pb::InputRequest>) -> Result<Response<pb::InputResponse>, Status> {
+        let mut request = request.into_inner();
+        if !(1..=MAX_BATCH_ID).contains(&request.batch_id.len()) {
+            return Err(Status::invalid_argument(format!("batch_id: must have 1 to {MAX_BATCH_ID} bytes")));
+        }
+        let Some(settle) = request.settle.take() else {
+            return Ok(Response::new(self.desktop().input.batch(request).await?));
+        };
+        let settle = Settle::parse(&settle)?;
+        // Watching begins before the input, or a quick answer of the screen would be missed.
+        let watch = self.desktop().screen.watch(settle.ignore).await?;
+        let mut outcome = self.desktop().input.batch(request).await?;
+        if outcome.failure.is_none() {
+            let screen = &*self.desktop().screen;
+            outcome.settle = Some(watch.settle(screen, settle.quiet, settle.timeout).await?);
+        }
+        Ok(Response::new(outcome))
+    }
+
+    async fn settle(&self, request: Request<pb::SettleRequest>) -> Result<Response<pb::SettleResponse>, Status> {
+        let settle = Settle::parse(request.get_ref())?;
+        let watch = self.desktop().screen.watch(settle.ignore).await?;
+        let settled = watch.settle(&*self.desktop().screen, settle.quiet, settle.timeout).await?;
+        Ok(Response::new(settled))
+    }
+}

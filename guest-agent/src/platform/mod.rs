@@ -1,0 +1,8 @@
+//! What differs between operating systems: the machine's clock and identity here, its screen and input devices in the
+//! implementations of [`crate::display`]'s traits.
+
+#[cfg(target_os = "linux")]
+mod linux;
+
+#[cfg(target_os = "linux")]
+pub use linux::{X11, display_is_up, machine};

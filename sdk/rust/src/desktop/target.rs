@@ -1,0 +1,83 @@
+//! One desktop by name, whoever holds it.
+
+use futures_util::stream::{Stream, StreamExt as _};
+
+use crate::client::{Client, call};
+use crate::desktop::input::settle_wait;
+use crate::error::Result;
+use crate::names::qualify;
+use crate::v1::{
+    Screenshot, ScreenshotOptions, SettleOptions, StreamScreenshotsRequest, TakeScreenshotRequest,
+    WaitForSettleRequest, WaitForSettleResponse,
+};
+
+/// A desktop by the name of its lease or VM. Cheap to clone; holds no lease of its own.
+#[derive(Clone, Debug)]
+pub struct Target {
+    client: Client,
+    name: String,
+}
+
+impl Client {
+    /// The desktop behind `leases/{lease}`, `vms/{vm}` or a bare VM id. Nothing is asked yet.
+    #[must_use]
+    pub fn target(&self, name: &str) -> Target {
+        Target::new(self.clone(), qualify("vms", name))
+    }
+}
+
+impl Target {
+    pub(crate) fn new(client: Client, name: String) -> Self {
+        Self { client, name }
+    }
+
+    /// The connection it is reached by.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// `leases/{lease}` or `vms/{vm}`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes a picture. The default options give a PNG of the whole frame.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`; `RESOURCE_EXHAUSTED` (`SCREENSHOT_TOO_LARGE`); `FAILED_PRECONDITION` (`VM_NOT_RUNNING`,
+    /// `LEASE_ENDED`).
+    pub async fn screenshot(&self, options: ScreenshotOptions) -> Result<Screenshot> {
+        let request = TakeScreenshotRequest { target: self.name.clone(), options: Some(options) };
+        call!(self.client, Repeatable, self.client.quick(), desktops.take_screenshot(request))
+    }
+
+    /// A picture at each change, `max_fps` a second at most (0 means 10). A slow reader gets the latest; `skipped` says
+    /// how many it missed. Ends with an error when the desktop goes away.
+    ///
+    /// # Errors
+    /// As [`Target::screenshot`].
+    pub async fn stream_screenshots(
+        &self,
+        options: ScreenshotOptions,
+        max_fps: f64,
+    ) -> Result<impl Stream<Item = Result<Screenshot>> + Send + use<>> {
+        let request = StreamScreenshotsRequest { target: self.name.clone(), options: Some(options), max_fps };
+        let client = self.client.clone();
+        let stream =
+            client.desktops().stream_screenshots(request).await.map_err(|status| client.error(status))?;
+        Ok(stream.into_inner().map(move |item| item.map_err(|status| client.error(status))))
+    }
+
+    /// Waits until nothing changes any more. A timeout of the options that passes is an answer (`timed_out`), no error.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`; `FAILED_PRECONDITION` (`VM_NOT_RUNNING`, `LEASE_ENDED`).
+    pub async fn wait_for_settle(&self, options: SettleOptions) -> Result<WaitForSettleResponse> {
+        let wait = self.client.after(settle_wait(Some(&options)));
+        let request =
+            WaitForSettleRequest { target: self.name.clone(), settle: Some(options), frame_size: None };
+        call!(self.client, Repeatable, wait, desktops.wait_for_settle(request))
+    }
+}

@@ -1,0 +1,85 @@
+//! Calls of `LeaseService`. Most programs want [`Client::acquire`] instead, which keeps the lease alive.
+
+use std::time::Duration;
+
+use futures_util::stream::Stream;
+
+use crate::client::{Client, call, fresh_id};
+use crate::error::Result;
+use crate::names::qualify;
+use crate::paging::pages;
+use crate::v1::{
+    AcquireVmRequest, AcquireVmResponse, GetLeaseRequest, Lease, ListLeasesRequest, ReleasePolicy,
+    ReleaseVmRequest, RenewLeaseRequest,
+};
+
+/// What the daemon waits when it is not told.
+const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+/// Bringing a VM up and proving it ready may go on after the wait in the queue is over.
+const READY_WAIT: Duration = Duration::from_secs(120);
+
+impl Client {
+    /// Gets a lease that nobody renews: it ends by itself after its TTL. An empty `request_id` is filled in, so that a
+    /// retry cannot make a second lease.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for the pool; `RESOURCE_EXHAUSTED` (`POOL_EXHAUSTED`); `INVALID_ARGUMENT`.
+    pub async fn acquire_vm(&self, request: AcquireVmRequest) -> Result<AcquireVmResponse> {
+        let wait = request.wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or(DEFAULT_WAIT);
+        let mut request = AcquireVmRequest { pool: qualify("pools", &request.pool), ..request };
+        if request.wait.is_none() {
+            // Else the daemon would take the call's deadline, which has room for bringing the VM up, for the wait.
+            request.wait = DEFAULT_WAIT.try_into().ok();
+        }
+        if request.request_id.is_empty() {
+            request.request_id = fresh_id();
+        }
+        call!(self, Repeatable, self.after(wait.saturating_add(READY_WAIT)), leases.acquire_vm(request))
+    }
+
+    /// Moves a lease's end to `ttl` from now (`None`: its own TTL).
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; `FAILED_PRECONDITION` (`LEASE_ENDED`); `PERMISSION_DENIED` (`LEASE_NOT_YOURS`).
+    pub async fn renew_lease(&self, name: &str, ttl: Option<Duration>) -> Result<Lease> {
+        let ttl = ttl.and_then(|ttl| ttl.try_into().ok());
+        let request = RenewLeaseRequest { name: qualify("leases", name), ttl };
+        call!(self, Repeatable, self.quick(), leases.renew_lease(request))
+    }
+
+    /// Gives a VM back. Releasing an ended lease again gives the ended lease.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; `PERMISSION_DENIED` (`LEASE_NOT_YOURS`).
+    pub async fn release_vm(&self, name: &str, policy: ReleasePolicy) -> Result<Lease> {
+        let request = ReleaseVmRequest { name: qualify("leases", name), policy: policy.into() };
+        call!(self, Repeatable, self.after(READY_WAIT), leases.release_vm(request))
+    }
+
+    /// Gets one lease by id or name.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub async fn get_lease(&self, name: &str) -> Result<Lease> {
+        let request = GetLeaseRequest { name: qualify("leases", name) };
+        call!(self, Repeatable, self.quick(), leases.get_lease(request))
+    }
+
+    /// Leases from `pool` (all for `None`), newest first; `show_ended`: those of the last day too.
+    pub fn list_leases(
+        &self,
+        pool: Option<&str>,
+        show_ended: bool,
+    ) -> impl Stream<Item = Result<Lease>> + use<> {
+        let client = self.clone();
+        let pool = pool.map(|pool| qualify("pools", pool)).unwrap_or_default();
+        pages(move |page_token| {
+            let client = client.clone();
+            let request = ListLeasesRequest { page_size: 0, page_token, pool: pool.clone(), show_ended };
+            async move {
+                let page = call!(client, Repeatable, client.quick(), leases.list_leases(request))?;
+                Ok((page.leases, page.next_page_token))
+            }
+        })
+    }
+}

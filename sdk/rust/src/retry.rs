@@ -1,0 +1,88 @@
+//! When a call is made again.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// How often, and how far apart, calls are repeated that the daemon was not reached for.
+///
+/// Never applies to an error that the daemon answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts in all, the first one included; at least 1.
+    pub attempts: u32,
+    /// Pause before the second attempt; doubles with each one after it.
+    pub first_pause: Duration,
+    /// Longest pause.
+    pub max_pause: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// 4 attempts over 0.7 s: enough for a daemon that restarts, too short to be felt when there is none.
+    fn default() -> Self {
+        Self { attempts: 4, first_pause: Duration::from_millis(100), max_pause: Duration::from_secs(2) }
+    }
+}
+
+impl RetryPolicy {
+    /// One attempt.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { attempts: 1, ..Self::default() }
+    }
+
+    /// Pause after `made` failed attempts; `None`: no more.
+    pub(crate) fn pause_after(&self, made: u32) -> Option<Duration> {
+        if made >= self.attempts {
+            return None;
+        }
+        let factor = 2u32.saturating_pow(made.saturating_sub(1));
+        Some(self.first_pause.saturating_mul(factor).min(self.max_pause))
+    }
+}
+
+/// What a second delivery of a call would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Safety {
+    /// Nothing new: a read, or a write that carries its request id.
+    Repeatable,
+    /// Perhaps the same thing twice, so only a call that never left may be made again.
+    Once,
+}
+
+impl Safety {
+    pub(crate) fn allows(self, error: &Error) -> bool {
+        match self {
+            Self::Repeatable => error.is_transport(),
+            Self::Once => error.is_unreachable(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_end() {
+        let policy = RetryPolicy {
+            attempts: 5,
+            first_pause: Duration::from_millis(100),
+            max_pause: Duration::from_millis(300),
+        };
+        let pauses: Vec<_> = (1..=5).map(|made| policy.pause_after(made).map(|p| p.as_millis())).collect();
+        assert_eq!(pauses, [Some(100), Some(200), Some(300), Some(300), None]);
+        assert_eq!(RetryPolicy::none().pause_after(1), None);
+    }
+
+    #[test]
+    fn input_is_only_sent_again_when_it_never_left() {
+        let broke = Error::from(Status::unavailable("connection reset"));
+        let refused = Error::Unreachable { endpoint: String::new(), source: "refused".into() };
+        assert!(Safety::Repeatable.allows(&broke) && !Safety::Once.allows(&broke));
+        assert!(Safety::Repeatable.allows(&refused) && Safety::Once.allows(&refused));
+        assert!(!Safety::Repeatable.allows(&Error::from(Status::not_found("x"))));
+    }
+}
