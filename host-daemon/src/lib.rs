@@ -3,6 +3,9 @@
 //! Arrows between the modules go one way: `api -> orchestrator -> {display, store}`, `orchestrator, display ->
 //! {hypervisor, guest}`, and all of them `-> model`.
 
+pub mod api;
+pub mod config;
+pub mod daemon;
 pub mod display;
 pub mod guest;
 pub mod hypervisor;

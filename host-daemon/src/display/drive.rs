@@ -70,7 +70,7 @@ impl Hub {
         let settled = match settled {
             Some(settled) => settled,
             // An outcome that was replayed, or the hypervisor's: the wait is still to do.
-            None => self.wait_for_settle(settle, None, deadline).await?.settled,
+            None => self.wait_for_settle(settle, frame, deadline).await?.settled,
         };
         let screenshot = self.screenshot(options, deadline).await?;
         Ok(Acted { input, settled, screenshot })
@@ -89,7 +89,9 @@ impl Hub {
     ) -> Result<Waited, DisplayError> {
         input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
         let Some(session) = self.session()? else {
-            let settled = self.settle_from_outside(settle, deadline).await?;
+            let size = self.look_from_outside(true, deadline).await?.size;
+            let settle = fit(settle, frame, size, deadline);
+            let settled = self.settle_from_outside(&settle, deadline).await?;
             return Ok(Waited { settled, source: Source::Hypervisor, epoch: 0 });
         };
         let size = self.frame_size(&session, deadline).await?;

@@ -181,11 +181,11 @@ impl Hub {
         self.0.pictures.clear();
     }
 
-    /// The present session, if it lives.
+    /// The present session with the agent, if it lives: for programs and files.
     ///
     /// # Errors
     /// [`DisplayError::Closed`] when the VM is gone.
-    pub(super) fn session(&self) -> Result<Option<Session>, DisplayError> {
+    pub fn session(&self) -> Result<Option<Session>, DisplayError> {
         match &*self.0.link.borrow() {
             Link::Agent(session) if !session.is_closed() => Ok(Some(session.clone())),
             Link::Agent(_) | Link::None => Ok(None),
@@ -293,7 +293,7 @@ impl Hub {
                 view.plane.send_if_modified(|plane| {
                     // The frame of a session that was replaced meanwhile must not come back.
                     if matches!(&*self.0.link.borrow(), Link::Agent(now) if now.epoch() == epoch) {
-                        applied = plane.apply(captured, since, epoch);
+                        applied = plane.apply(&captured, since, epoch);
                     } else {
                         applied = Err(GuestError::Lost("a newer session took its place".to_owned()));
                     }

@@ -55,7 +55,7 @@ impl Plane {
 
     /// Applies what a session answered to a request for changes since `since`. Gives whether the screen is another now.
     /// An answer that an answer to a later request has overtaken changes nothing.
-    pub(super) fn apply(&mut self, captured: Captured, since: u64, epoch: u64) -> Result<bool, GuestError> {
+    pub(super) fn apply(&mut self, captured: &Captured, since: u64, epoch: u64) -> Result<bool, GuestError> {
         let have = self.since(epoch);
         if have != 0 && captured.sequence < have {
             // Overtaken, unless the agent went back behind what it was asked to build on.
@@ -228,15 +228,15 @@ mod tests {
     #[test]
     fn differences_build_on_the_frame_they_name() {
         let mut plane = Plane::default();
-        assert_eq!(plane.apply(captured(3, true, vec![solid(Rect::whole(SIZE), 9)]), 0, 1).ok(), Some(true));
+        assert_eq!(plane.apply(&captured(3, true, vec![solid(Rect::whole(SIZE), 9)]), 0, 1).ok(), Some(true));
         let area = Rect { x: 1, y: 1, width: 2, height: 2 };
         let rows = Bytes::from(vec![1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4]);
         let patch = Patch { area, fill: Fill::Pixels(rows) };
-        assert_eq!(plane.apply(captured(4, false, vec![patch]), 3, 1).ok(), Some(true));
+        assert_eq!(plane.apply(&captured(4, false, vec![patch]), 3, 1).ok(), Some(true));
         assert_eq!([at(&plane, 0, 0), at(&plane, 1, 1), at(&plane, 2, 1), at(&plane, 2, 2)], [9, 1, 2, 4]);
         assert_eq!(plane.changed_since(3), vec![area]);
         assert_eq!(plane.changed_since(1), vec![Rect::whole(SIZE)], "not known, so everything");
-        assert_eq!(plane.apply(captured(4, false, Vec::new()), 4, 1).ok(), Some(false));
+        assert_eq!(plane.apply(&captured(4, false, Vec::new()), 4, 1).ok(), Some(false));
         assert_eq!(plane.changed_since(4), Vec::new());
     }
 
@@ -244,12 +244,12 @@ mod tests {
     fn an_answer_that_was_overtaken_changes_nothing() {
         let mut plane = Plane::default();
         let whole = Rect::whole(SIZE);
-        plane.apply(captured(3, true, vec![solid(whole, 1)]), 0, 1).expect("full");
-        plane.apply(captured(6, false, vec![solid(whole, 6)]), 3, 1).expect("newer");
-        assert_eq!(plane.apply(captured(5, false, vec![solid(whole, 5)]), 3, 1).ok(), Some(false));
+        plane.apply(&captured(3, true, vec![solid(whole, 1)]), 0, 1).expect("full");
+        plane.apply(&captured(6, false, vec![solid(whole, 6)]), 3, 1).expect("newer");
+        assert_eq!(plane.apply(&captured(5, false, vec![solid(whole, 5)]), 3, 1).ok(), Some(false));
         assert_eq!(at(&plane, 0, 0), 6);
         // One that was asked for earlier but ends later holds all that changed since.
-        assert_eq!(plane.apply(captured(8, false, vec![solid(whole, 8)]), 3, 1).ok(), Some(true));
+        assert_eq!(plane.apply(&captured(8, false, vec![solid(whole, 8)]), 3, 1).ok(), Some(true));
         assert_eq!(at(&plane, 0, 0), 8);
     }
 
@@ -257,13 +257,16 @@ mod tests {
     fn what_does_not_fit_is_refused_and_draws_nothing() {
         let mut plane = Plane::default();
         let whole = Rect::whole(SIZE);
-        assert!(plane.apply(captured(3, false, vec![solid(whole, 1)]), 2, 1).is_err(), "nothing to build on");
-        plane.apply(captured(3, true, vec![solid(whole, 1)]), 0, 1).expect("full");
-        assert!(plane.apply(captured(2, false, vec![solid(whole, 2)]), 3, 1).is_err(), "back in time");
+        assert!(
+            plane.apply(&captured(3, false, vec![solid(whole, 1)]), 2, 1).is_err(),
+            "nothing to build on"
+        );
+        plane.apply(&captured(3, true, vec![solid(whole, 1)]), 0, 1).expect("full");
+        assert!(plane.apply(&captured(2, false, vec![solid(whole, 2)]), 3, 1).is_err(), "back in time");
         let mut other = captured(4, false, vec![solid(Rect { x: 0, y: 0, width: 1, height: 1 }, 4)]);
         other.size = Size { width: 8, height: 8 };
-        assert!(plane.apply(other, 3, 1).is_err(), "another size");
-        assert!(plane.apply(captured(4, false, vec![solid(whole, 2)]), 3, 2).is_err(), "another session");
+        assert!(plane.apply(&other, 3, 1).is_err(), "another size");
+        assert!(plane.apply(&captured(4, false, vec![solid(whole, 2)]), 3, 2).is_err(), "another session");
         assert_eq!(at(&plane, 0, 0), 1);
     }
 

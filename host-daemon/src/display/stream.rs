@@ -132,8 +132,8 @@ impl Subscriber {
             let session = self.hub.session()?;
             let look = async {
                 match session {
-                    Some(session) => self.from_agent(&session).await,
-                    None => self.from_outside().await,
+                    Some(session) => self.ask_agent(&session).await,
+                    None => self.ask_outside().await,
                 }
             };
             let result = tokio::select! {
@@ -154,7 +154,7 @@ impl Subscriber {
         }
     }
 
-    async fn from_agent(&self, session: &Session) -> Result<Option<Shot>, DisplayError> {
+    async fn ask_agent(&self, session: &Session) -> Result<Option<Shot>, DisplayError> {
         let cursor = self.options.cursor;
         let view = self.hub.view(cursor);
         // Before the look at what is there, so that no change is missed between the two.
@@ -201,7 +201,7 @@ impl Subscriber {
         .cloned()
     }
 
-    async fn from_outside(&self) -> Result<Option<Shot>, DisplayError> {
+    async fn ask_outside(&self) -> Result<Option<Shot>, DisplayError> {
         if self.hub.0.hv.capabilities().display
             && let Ok(shot) = self.hub.look_from_outside(self.options.cursor, Instant::now() + ANSWER).await
             && self.last != Some(Seen::of(&shot))

@@ -64,7 +64,7 @@ impl Session {
                         Err(error) => return Ok(Err(error)),
                     },
                     (Some(Part::Rect(rect)), Some(capture)) => {
-                        if let Err(error) = capture.add(rect) {
+                        if let Err(error) = capture.add(&rect) {
                             return Ok(Err(error));
                         }
                     }
@@ -149,7 +149,7 @@ impl Capture {
         })
     }
 
-    fn add(&mut self, rect: pb::FrameRect) -> Result<(), GuestError> {
+    fn add(&mut self, rect: &pb::FrameRect) -> Result<(), GuestError> {
         let area = rect.area.map(wire::rect).unwrap_or_default();
         if self.captured.patches.len() >= self.expected as usize {
             return Err(GuestError::Protocol(format!(
@@ -166,7 +166,7 @@ impl Capture {
             .budget
             .checked_sub(bytes)
             .ok_or_else(|| GuestError::Protocol("rectangles beyond twice the frame".to_owned()))?;
-        let fill = unpack(&rect, area, bytes)?;
+        let fill = unpack(rect, area, bytes)?;
         self.captured.patches.push(Patch { area, fill });
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use hvkube_proto::guest::v1 as pb;
 use tokio::sync::oneshot;
@@ -101,7 +102,9 @@ impl Session {
             .chain(data)
             .map(|part| pb::WriteFileRequest { part: Some(part) });
         let mut client = self.process();
-        let call = self.call("write the file", deadline, client.write_file(request(parts, deadline)));
+        // Boxed, or the compiler can't see that the futures of our callers are `Send`.
+        let answer = client.write_file(request(parts.boxed(), deadline)).boxed();
+        let call = self.call("write the file", deadline, answer).boxed();
         tokio::select! {
             result = call => result.map(|answer| answer.into_inner().bytes_written),
             Ok(why) = given_up => Err(GuestError::Aborted(why)),

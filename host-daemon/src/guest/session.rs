@@ -334,7 +334,7 @@ async fn beat(
                 Ok(stream) => {
                     let mut stream = stream.into_inner();
                     while let Some(Ok(beat)) = stream.next().await {
-                        beats.send_replace(Some(wire::heartbeat(beat)));
+                        beats.send_replace(Some(wire::heartbeat(&beat)));
                     }
                 }
                 Err(status) if status.code() == tonic::Code::Unimplemented => break,

@@ -63,7 +63,7 @@ pub(super) fn time(time: Option<prost_types::Timestamp>) -> Option<SystemTime> {
     time.and_then(|time| SystemTime::try_from(time).ok())
 }
 
-pub(super) fn heartbeat(beat: pb::HeartbeatResponse) -> Heartbeat {
+pub(super) fn heartbeat(beat: &pb::HeartbeatResponse) -> Heartbeat {
     Heartbeat {
         sequence: beat.sequence,
         received: Instant::now(),

@@ -90,6 +90,16 @@ pub enum Origin {
     Template(TemplateId),
 }
 
+impl Origin {
+    /// The template either way.
+    #[must_use]
+    pub fn template(&self) -> &TemplateId {
+        match self {
+            Self::Golden(id) | Self::Template(id) => id,
+        }
+    }
+}
+
 /// What is known of a golden disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskFacts {

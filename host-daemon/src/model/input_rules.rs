@@ -274,7 +274,7 @@ pub fn scale(events: &mut [InputEvent], from: Size, to: Size) -> Result<(), Inpu
             InputEvent::Click { at: Some(at), .. } => place("click.at", at)?,
             InputEvent::Scroll { at: Some(at), .. } => place("scroll.at", at)?,
             InputEvent::Drag { path, .. } => {
-                path.iter_mut().try_for_each(|point| place("drag.path", point))?
+                path.iter_mut().try_for_each(|point| place("drag.path", point))?;
             }
             _ => {}
         }

@@ -1,0 +1,153 @@
+//! Leases.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use hvkube_proto::v1;
+
+use super::{duration, timestamp};
+use crate::api::deadline::Deadline;
+use crate::api::fields;
+use crate::model::error::Result;
+use crate::model::ids::LeaseId;
+use crate::model::lease::{Check, CheckKind, EndedAs, Receipt, ReleasePolicy};
+use crate::model::record::Lease;
+use crate::orchestrator::request::{Acquire, Caller, LeaseFilter};
+
+const TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
+const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+/// What is kept of a call's deadline, so that the answer is `POOL_EXHAUSTED` and not that the deadline passed.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
+
+pub(crate) fn acquire(
+    caller: &Caller,
+    deadline: Option<Deadline>,
+    request: &v1::AcquireVmRequest,
+) -> Result<Acquire> {
+    let wait = fields::duration("wait", request.wait, Duration::ZERO..=MAX_WAIT)?;
+    let until_deadline = || deadline.map(|deadline| deadline.left().saturating_sub(ANSWER_TIME).min(MAX_WAIT));
+    Ok(Acquire {
+        pool: fields::name("pool", "pools", &request.pool)?,
+        ttl: fields::duration("ttl", request.ttl, TTL)?,
+        wait: wait.or_else(until_deadline).unwrap_or(DEFAULT_WAIT),
+        purpose: fields::text("purpose", &request.purpose, fields::DESCRIPTION)?.to_owned(),
+        request: fields::request_id(caller, "AcquireVm", request, |r| &mut r.request_id)?,
+    })
+}
+
+pub(crate) fn renew(request: &v1::RenewLeaseRequest) -> Result<(LeaseId, Option<Duration>)> {
+    Ok((fields::name("name", "leases", &request.name)?, fields::duration("ttl", request.ttl, TTL)?))
+}
+
+pub(crate) fn release(request: &v1::ReleaseVmRequest) -> Result<(LeaseId, ReleasePolicy)> {
+    let id = fields::name("name", "leases", &request.name)?;
+    let policy = match fields::one_of("policy", request.policy, v1::ReleasePolicy::as_str_name)? {
+        v1::ReleasePolicy::Unspecified | v1::ReleasePolicy::Reset => ReleasePolicy::Reset,
+        v1::ReleasePolicy::Keep => ReleasePolicy::Keep,
+        v1::ReleasePolicy::Destroy => ReleasePolicy::Destroy,
+    };
+    Ok((id, policy))
+}
+
+pub(crate) fn filter(request: &v1::ListLeasesRequest) -> Result<LeaseFilter> {
+    Ok(LeaseFilter {
+        pool: fields::optional_name("pool", "pools", &request.pool)?,
+        show_ended: request.show_ended,
+    })
+}
+
+pub(crate) fn to_proto(lease: &Lease) -> v1::Lease {
+    v1::Lease {
+        name: format!("leases/{}", lease.id),
+        uid: lease.uid.to_string(),
+        vm: format!("vms/{}", lease.vm),
+        pool: format!("pools/{}", lease.pool),
+        holder: lease.holder.clone(),
+        state: match lease.ended {
+            None => v1::LeaseState::Active,
+            Some(EndedAs::Released) => v1::LeaseState::Released,
+            Some(EndedAs::Expired) => v1::LeaseState::Expired,
+            Some(EndedAs::VmLost) => v1::LeaseState::VmLost,
+            Some(EndedAs::Revoked) => v1::LeaseState::Revoked,
+        }
+        .into(),
+        end_reason: lease.end_reason.clone(),
+        ttl: Some(duration(lease.ttl)),
+        expire_time: Some(timestamp(lease.expires)),
+        receipt: lease.receipt.as_ref().map(receipt),
+        purpose: lease.purpose.clone(),
+        create_time: Some(timestamp(lease.created)),
+        end_time: lease.ended_at.map(timestamp),
+    }
+}
+
+fn receipt(receipt: &Receipt) -> v1::ReadinessReceipt {
+    v1::ReadinessReceipt {
+        checks: receipt.checks.iter().map(check).collect(),
+        total: Some(duration(receipt.total)),
+        epoch: receipt.epoch,
+        waited: Some(duration(receipt.waited)),
+        replaced: receipt.replaced,
+    }
+}
+
+fn check(check: &Check) -> v1::ReadinessCheck {
+    let kind = match check.kind {
+        CheckKind::Running => v1::ReadinessCheckKind::Running,
+        CheckKind::AgentSession => v1::ReadinessCheckKind::AgentSession,
+        CheckKind::Clock => v1::ReadinessCheckKind::Clock,
+        CheckKind::Identity => v1::ReadinessCheckKind::Identity,
+        CheckKind::Input => v1::ReadinessCheckKind::Input,
+        CheckKind::Frame => v1::ReadinessCheckKind::Frame,
+    };
+    v1::ReadinessCheck { kind: kind.into(), at: Some(duration(check.at)), detail: check.detail.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    fn legal() -> v1::AcquireVmRequest {
+        v1::AcquireVmRequest { pool: "pools/web".into(), ..Default::default() }
+    }
+
+    fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+        Some(prost_types::Duration { seconds, nanos: 0 })
+    }
+
+    #[test]
+    fn refusals_name_their_field() {
+        let cases = [
+            ("pool", v1::AcquireVmRequest { pool: "web".into(), ..legal() }),
+            ("ttl", v1::AcquireVmRequest { ttl: seconds(5), ..legal() }),
+            ("wait", v1::AcquireVmRequest { wait: seconds(3601), ..legal() }),
+            ("wait", v1::AcquireVmRequest { wait: seconds(-1), ..legal() }),
+            ("purpose", v1::AcquireVmRequest { purpose: "x".repeat(257), ..legal() }),
+            ("request_id", v1::AcquireVmRequest { request_id: "x".into(), ..legal() }),
+        ];
+        for (field, request) in cases {
+            let error = acquire(&Caller::admin(), None, &request).expect_err(field);
+            assert_eq!(error.violations[0].field, field);
+        }
+        let renewed = v1::RenewLeaseRequest { name: "leases/l1".into(), ttl: seconds(86_401) };
+        assert_eq!(renew(&renewed).expect_err("refused").violations[0].field, "ttl");
+        let released = v1::ReleaseVmRequest { name: "leases/l1".into(), policy: 4 };
+        assert_eq!(release(&released).expect_err("refused").violations[0].field, "policy");
+        let listed = v1::ListLeasesRequest { pool: "vms/a1".into(), ..Default::default() };
+        assert_eq!(filter(&listed).expect_err("refused").violations[0].field, "pool");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_ends_before_the_deadline_does() {
+        let of = |deadline, request: &v1::AcquireVmRequest| {
+            acquire(&Caller::admin(), deadline, request).expect("legal").wait
+        };
+        let deadline = Some(Deadline(Instant::now() + Duration::from_secs(5)));
+        assert_eq!(of(None, &legal()), DEFAULT_WAIT);
+        assert_eq!(of(deadline, &legal()), Duration::from_millis(4900));
+        let request = v1::AcquireVmRequest { wait: seconds(0), ..legal() };
+        assert_eq!(of(deadline, &request), Duration::ZERO);
+    }
+}

@@ -1,0 +1,255 @@
+//! Pictures, places on the screen, and waiting for it to settle.
+
+use std::time::SystemTime;
+
+use hvkube_proto::v1;
+use jiff::Timestamp;
+
+use super::{duration, timestamp};
+use crate::api::fields;
+use crate::display::{Encoded, ImageFormat, InputDone, Scaling, ScreenshotOptions, Source, StreamFrame};
+use crate::model::error::{Error, Result};
+use crate::model::input::{SettleOptions, Settled};
+use crate::model::screen::{Point, Rect, Size};
+
+const DEFAULT_QUALITY: u8 = 80;
+const DEFAULT_FPS: f64 = 10.0;
+
+pub(crate) fn options(options: Option<&v1::ScreenshotOptions>) -> Result<ScreenshotOptions> {
+    let default = v1::ScreenshotOptions::default();
+    let options = options.unwrap_or(&default);
+    let quality = match fields::range("options.quality", options.quality, 0..=100)? {
+        0 => DEFAULT_QUALITY,
+        quality => u8::try_from(quality).unwrap_or(DEFAULT_QUALITY),
+    };
+    let format = match fields::one_of("options.format", options.format, v1::ImageFormat::as_str_name)? {
+        v1::ImageFormat::Unspecified | v1::ImageFormat::Png => ImageFormat::Png,
+        v1::ImageFormat::Jpeg => ImageFormat::Jpeg(quality),
+        v1::ImageFormat::Webp => ImageFormat::Webp,
+        v1::ImageFormat::RawBgra => ImageFormat::RawBgra,
+    };
+    let max_bytes = usize::try_from(options.max_bytes).ok().filter(|max| *max > 0);
+    if format == ImageFormat::RawBgra && max_bytes.is_none() {
+        return Err(Error::field("options.max_bytes", "is required for IMAGE_FORMAT_RAW_BGRA"));
+    }
+    Ok(ScreenshotOptions {
+        format,
+        scaling: scaling(options)?,
+        region: options.region.as_ref().map(|r| rect("options.region", r)).transpose()?,
+        cursor: !options.hide_cursor,
+        max_bytes,
+    })
+}
+
+fn scaling(options: &v1::ScreenshotOptions) -> Result<Scaling> {
+    let fit = options.max_size.filter(|size| size.width > 0 || size.height > 0);
+    // Written so that NaN is refused too.
+    if options.scale != 0.0 && !(options.scale > 0.0 && options.scale <= 1.0) {
+        let what = format!("{} is out of range; legal is more than 0 and at most 1", options.scale);
+        return Err(Error::field("options.scale", what));
+    }
+    let side = |side: u32| if side == 0 { Size::MAX_SIDE } else { side };
+    match (options.scale, fit) {
+        (0.0, None) => Ok(Scaling::None),
+        (0.0, Some(size)) => {
+            Ok(Scaling::Fit(Size { width: side(size.width), height: side(size.height) }))
+        }
+        (factor, None) => Ok(Scaling::Factor(factor)),
+        (_, Some(_)) => Err(Error::field("options.max_size", "can't be given together with scale")),
+    }
+}
+
+pub(crate) fn max_fps(value: f64) -> Result<f64> {
+    let legal = crate::display::MAX_FPS;
+    match value {
+        0.0 => Ok(DEFAULT_FPS),
+        fps if fps > 0.0 && fps <= legal => Ok(fps),
+        other => {
+            Err(Error::field("max_fps", format!("{other} is out of range; legal is more than 0 and at most {legal}")))
+        }
+    }
+}
+
+pub(super) fn point(point: &v1::Point) -> Point {
+    Point { x: point.x, y: point.y }
+}
+
+fn rect(field: &str, rect: &v1::Rect) -> Result<Rect> {
+    let at = |name: &str, value: i32| {
+        u32::try_from(value).map_err(|_| Error::field(format!("{field}.{name}"), format!("{value} is negative")))
+    };
+    let side =
+        |name: &str, value: u32| fields::range(&format!("{field}.{name}"), value, 1..=Size::MAX_SIDE);
+    Ok(Rect {
+        x: at("x", rect.x)?,
+        y: at("y", rect.y)?,
+        width: side("width", rect.width)?,
+        height: side("height", rect.height)?,
+    })
+}
+
+/// The frame that coordinates were computed on.
+pub(crate) fn frame_size(size: Option<v1::Size>) -> Result<Option<Size>> {
+    let Some(size) = size else { return Ok(None) };
+    Ok(Some(Size {
+        width: fields::range("frame_size.width", size.width, 1..=Size::MAX_SIDE)?,
+        height: fields::range("frame_size.height", size.height, 1..=Size::MAX_SIDE)?,
+    }))
+}
+
+pub(crate) fn settle(settle: Option<&v1::SettleOptions>) -> Result<SettleOptions> {
+    let mut options = SettleOptions::default();
+    let Some(settle) = settle else { return Ok(options) };
+    let zero = std::time::Duration::ZERO;
+    if let Some(quiet) = fields::duration("settle.quiet", settle.quiet, zero..=SettleOptions::MAX_QUIET)? {
+        options.quiet = quiet;
+    }
+    if let Some(timeout) =
+        fields::duration("settle.timeout", settle.timeout, zero..=SettleOptions::MAX_TIMEOUT)?
+    {
+        options.timeout = timeout;
+    }
+    let (count, max) = (settle.ignore.len(), SettleOptions::MAX_IGNORE);
+    if count > max {
+        return Err(Error::field("settle.ignore", format!("has {count} entries, at most {max} are allowed")));
+    }
+    for (i, ignored) in settle.ignore.iter().enumerate() {
+        options.ignore.push(rect(&format!("settle.ignore[{i}]"), ignored)?);
+    }
+    Ok(options)
+}
+
+pub(crate) fn screenshot(picture: Encoded) -> v1::Screenshot {
+    let format = match picture.format {
+        ImageFormat::Png => v1::ImageFormat::Png,
+        ImageFormat::Jpeg(_) => v1::ImageFormat::Jpeg,
+        ImageFormat::Webp => v1::ImageFormat::Webp,
+        ImageFormat::RawBgra => v1::ImageFormat::RawBgra,
+    };
+    v1::Screenshot {
+        image: picture.bytes,
+        format: format.into(),
+        size: Some(size(picture.size)),
+        frame_size: Some(size(picture.frame_size)),
+        region: Some(from_rect(picture.region)),
+        sequence: picture.sequence,
+        captured_at: system_time(picture.captured_at),
+        skipped: 0,
+        changed: Vec::new(),
+        source: source(picture.source).into(),
+        epoch: picture.epoch,
+        cursor: picture.cursor.map(|at| v1::Point { x: at.x, y: at.y }),
+    }
+}
+
+pub(crate) fn frame(frame: StreamFrame) -> v1::Screenshot {
+    v1::Screenshot {
+        skipped: frame.skipped,
+        changed: frame.changed.into_iter().map(from_rect).collect(),
+        ..screenshot(frame.picture)
+    }
+}
+
+pub(crate) fn input_done(done: &InputDone) -> v1::SendInputResponse {
+    v1::SendInputResponse {
+        completed: done.completed,
+        epoch: done.epoch,
+        scrolled: Some(v1::Point { x: done.scrolled.x, y: done.scrolled.y }),
+        replayed: done.replayed,
+        source: source(done.source).into(),
+    }
+}
+
+pub(crate) fn settled(settled: &Settled) -> v1::SettleResult {
+    v1::SettleResult {
+        timed_out: settled.timed_out,
+        settled_after: Some(duration(settled.settled_after)),
+        changed: settled.changed.iter().copied().map(from_rect).collect(),
+    }
+}
+
+pub(super) fn system_time(time: SystemTime) -> Option<prost_types::Timestamp> {
+    Timestamp::try_from(time).ok().map(timestamp)
+}
+
+fn source(source: Source) -> v1::FrameSource {
+    match source {
+        Source::Agent => v1::FrameSource::Agent,
+        Source::Hypervisor => v1::FrameSource::Hypervisor,
+    }
+}
+
+fn size(size: Size) -> v1::Size {
+    v1::Size { width: size.width, height: size.height }
+}
+
+fn from_rect(rect: Rect) -> v1::Rect {
+    // A frame's sides are 16384 at most.
+    let at = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+    v1::Rect { x: at(rect.x), y: at(rect.y), width: rect.width, height: rect.height }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.expect_err("refused").violations.remove(0).field
+    }
+
+    #[test]
+    fn refusals_of_options_name_their_field() {
+        let raw: i32 = v1::ImageFormat::RawBgra.into();
+        let fit = Some(v1::Size { width: 10, height: 10 });
+        let region = |x, width| Some(v1::Rect { x, y: 0, width, height: 1 });
+        let with = |change: fn(&mut v1::ScreenshotOptions)| {
+            let mut wanted = v1::ScreenshotOptions::default();
+            change(&mut wanted);
+            wanted
+        };
+        for (expected, wanted) in [
+            ("options.format", with(|o| o.format = 5)),
+            ("options.quality", with(|o| o.quality = 101)),
+            ("options.scale", with(|o| o.scale = 1.5)),
+            ("options.scale", with(|o| o.scale = -0.5)),
+            ("options.scale", with(|o| o.scale = f64::NAN)),
+            ("options.max_bytes", v1::ScreenshotOptions { format: raw, ..Default::default() }),
+            ("options.max_size", v1::ScreenshotOptions { scale: 0.5, max_size: fit, ..Default::default() }),
+            ("options.region.x", v1::ScreenshotOptions { region: region(-1, 1), ..Default::default() }),
+            ("options.region.width", v1::ScreenshotOptions { region: region(0, 0), ..Default::default() }),
+        ] {
+            assert_eq!(field(options(Some(&wanted))), expected);
+        }
+        assert_eq!(options(None).expect("legal"), ScreenshotOptions::default());
+        for bad in [-1.0, 61.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(field(max_fps(bad)), "max_fps");
+        }
+        assert!((max_fps(0.0).expect("legal") - DEFAULT_FPS).abs() < f64::EPSILON);
+        assert_eq!(field(frame_size(Some(v1::Size { width: 1, height: 0 }))), "frame_size.height");
+    }
+
+    #[test]
+    fn one_side_may_be_left_open() {
+        let wanted = v1::ScreenshotOptions {
+            max_size: Some(v1::Size { width: 100, height: 0 }),
+            ..Default::default()
+        };
+        let fit = Scaling::Fit(Size { width: 100, height: Size::MAX_SIDE });
+        assert_eq!(options(Some(&wanted)).expect("legal").scaling, fit);
+    }
+
+    #[test]
+    fn refusals_of_a_wait_name_their_field() {
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let many = vec![v1::Rect { x: 0, y: 0, width: 1, height: 1 }; 65];
+        let negative = vec![v1::Rect { x: 0, y: -1, width: 1, height: 1 }];
+        for (expected, wanted) in [
+            ("settle.quiet", v1::SettleOptions { quiet: seconds(11), ..Default::default() }),
+            ("settle.timeout", v1::SettleOptions { timeout: seconds(121), ..Default::default() }),
+            ("settle.ignore", v1::SettleOptions { ignore: many, ..Default::default() }),
+            ("settle.ignore[0].y", v1::SettleOptions { ignore: negative, ..Default::default() }),
+        ] {
+            assert_eq!(field(settle(Some(&wanted))), expected);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! A VM's screen, keyboard and mouse from outside, without the guest's help.
+
+use bytes::Bytes;
+
+use super::keys::qcode;
+use super::qmp::commands::{InputEvent, KeyValue};
+use crate::hypervisor::{HvError, HvResult};
+use crate::model::input::{MouseButton, RawInput, WheelStep};
+use crate::model::screen::{Frame, Point, Size};
+
+/// Both axes of QEMU's tablet run from 0 to this.
+const AXIS: i64 = 0x7fff;
+
+/// A screen as QEMU writes it: `P6`, width, height, 255, then three bytes a pixel.
+pub(crate) fn frame(ppm: &[u8]) -> HvResult<Frame> {
+    let bad = |why: &str| HvError::Process(format!("qemu's screenshot was not understood: {why}"));
+    let mut rest = ppm.strip_prefix(b"P6").ok_or_else(|| bad("no PPM"))?;
+    let mut numbers = [0u32; 3];
+    for number in &mut numbers {
+        let start = rest.iter().position(|b| !b.is_ascii_whitespace()).ok_or_else(|| bad("cut short"))?;
+        rest = &rest[start..];
+        let end = rest.iter().position(u8::is_ascii_whitespace).ok_or_else(|| bad("cut short"))?;
+        let text = std::str::from_utf8(&rest[..end]).map_err(|_| bad("no number"))?;
+        *number = text.parse().map_err(|_| bad("no number"))?;
+        rest = &rest[end..];
+    }
+    let [width, height, depth] = numbers;
+    let size = Size { width, height };
+    let side = 1..=Size::MAX_SIDE;
+    if depth != 255 || !side.contains(&width) || !side.contains(&height) {
+        return Err(bad("strange size or depth"));
+    }
+    let pixels = rest.get(1..).unwrap_or_default();
+    if pixels.len() != size.frame_bytes() / 4 * 3 {
+        return Err(bad("cut short"));
+    }
+    let mut out = Vec::with_capacity(size.frame_bytes());
+    let (triples, _) = pixels.as_chunks::<3>();
+    out.extend(triples.iter().flat_map(|&[red, green, blue]| [blue, green, red, 0xff]));
+    Ok(Frame { size, pixels: Bytes::from(out) })
+}
+
+/// Input as QEMU takes it. `size` is that of the frame that the points were seen in.
+pub(crate) fn events(size: Size, inputs: &[RawInput]) -> HvResult<Vec<InputEvent>> {
+    let mut all = Vec::with_capacity(inputs.len() + 1);
+    for input in inputs {
+        match input {
+            RawInput::Move(point) => all.extend(place(size, *point)?),
+            RawInput::Button { button, down } => {
+                all.push(InputEvent::Btn { button: button_name(*button), down: *down });
+            }
+            RawInput::Wheel(step) => {
+                let button = wheel_name(*step);
+                all.extend([true, false].map(|down| InputEvent::Btn { button, down }));
+            }
+            RawInput::Key { key, down } => {
+                let code = qcode(key).ok_or_else(|| HvError::BadSetting {
+                    field: "key",
+                    why: format!("{key:?} is no key of the virtual keyboard"),
+                })?;
+                all.push(InputEvent::Key { key: KeyValue::Qcode(code), down: *down });
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn place(size: Size, point: Point) -> HvResult<[InputEvent; 2]> {
+    if !size.contains(point) {
+        return Err(HvError::BadSetting {
+            field: "point",
+            why: format!("{},{} is outside of the frame of {}x{}", point.x, point.y, size.width, size.height),
+        });
+    }
+    let axis = |axis, at: i32, length: u32| InputEvent::Abs { axis, value: scale(at, length) };
+    Ok([axis("x", point.x, size.width), axis("y", point.y, size.height)])
+}
+
+/// The middle of a pixel, so that rounding on the guest's side comes back to the same one.
+fn scale(at: i32, length: u32) -> i64 {
+    (i64::from(at) * 2 + 1) * (AXIS + 1) / (i64::from(length) * 2)
+}
+
+fn button_name(button: MouseButton) -> &'static str {
+    match button {
+        MouseButton::Left => "left",
+        MouseButton::Middle => "middle",
+        MouseButton::Right => "right",
+        MouseButton::Back => "side",
+        MouseButton::Forward => "extra",
+    }
+}
+
+fn wheel_name(step: WheelStep) -> &'static str {
+    match step {
+        WheelStep::Up => "wheel-up",
+        WheelStep::Down => "wheel-down",
+        WheelStep::Left => "wheel-left",
+        WheelStep::Right => "wheel-right",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_screenshot_becomes_a_frame_and_a_cut_one_an_error() {
+        let whole = b"P6\n2 1\n255\n\x01\x02\x03\x0a\x0b\x0c";
+        let shot = frame(whole).expect("frame");
+        assert_eq!(shot.size, Size { width: 2, height: 1 });
+        assert_eq!(&shot.pixels[..], [3, 2, 1, 255, 12, 11, 10, 255]);
+        for cut in 0..whole.len() {
+            assert!(frame(&whole[..cut]).is_err(), "{cut}");
+        }
+        assert!(frame(b"P6\n99999 99999\n255\n").is_err());
+    }
+
+    #[test]
+    fn every_pixel_comes_back_from_the_tablet() {
+        for length in [1u32, 640, 1280, 1366, 1920, 7680] {
+            for at in (0..length).step_by(7).chain([length - 1]) {
+                let at = i32::try_from(at).expect("small");
+                let value = scale(at, length);
+                assert!((0..=AXIS).contains(&value), "{at} of {length}");
+                assert_eq!(value * i64::from(length) / (AXIS + 1), i64::from(at), "{at} of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_devices_do_not_have_is_named() {
+        let size = Size { width: 10, height: 10 };
+        let key = RawInput::Key { key: "Blub".to_owned(), down: true };
+        assert!(events(size, &[key]).expect_err("no key").to_string().contains("\"Blub\""));
+        let point = RawInput::Move(Point { x: 10, y: 0 });
+        assert!(events(size, &[point]).expect_err("outside").to_string().contains("10,0"));
+        let wheel = events(size, &[RawInput::Wheel(WheelStep::Down)]).expect("wheel");
+        assert_eq!(wheel.len(), 2);
+    }
+}

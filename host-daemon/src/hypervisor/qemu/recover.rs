@@ -1,0 +1,223 @@
+//! Finding everything again after a start.
+//!
+//! The records say what was meant, the processes say what is. A process that bears our marker and whose VM has a record
+//! is taken on; any other of ours is ended. A VM in the middle of a save goes on running. One in the middle of a resume
+//! runs if its CPUs do, and is saved otherwise.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use super::backend::{Inner, Live, Template, Vm, lock};
+use super::error::Context;
+use super::files::{self, Durability};
+use super::machine::marker;
+use super::process::{self, Process};
+use super::qmp::commands::{MigrateCancel, QueryBlock, QueryStatus, RunState};
+use super::records::{DiskId, Phase, TemplateRecord, VmRecord};
+use crate::hypervisor::{Found, HvResult, Observed};
+
+impl Inner {
+    /// Reads the records, takes processes on, removes what nobody names.
+    pub(crate) async fn recover(self: &Arc<Self>) -> HvResult<Vec<Found>> {
+        for record in records::<TemplateRecord>(&self.paths.data.join("templates"), "template.json")? {
+            let (id, record) = (record.id.clone(), Mutex::new(record));
+            let template = Arc::new(Template { record });
+            if let Err(error) = self.check_image(&template) {
+                // Its VMs can't be used until the file is back; each use says so again.
+                tracing::error!(template = %id, %error, "template can't be used");
+            }
+            lock(&self.templates).insert(id, template);
+        }
+        for record in records::<VmRecord>(&self.paths.data.join("vms"), "vm.json")? {
+            let id = record.definition.id.clone();
+            lock(&self.vms).insert(id, Arc::new(Vm::new(record)));
+        }
+        let mut processes = self.processes().await?;
+        let vms: Vec<_> = lock(&self.vms).values().cloned().collect();
+        let mut all = Vec::new();
+        for vm in vms {
+            let observed = match self.recover_vm(&vm, processes.remove(vm.id.as_str())).await {
+                Ok(()) => self.observe(&vm).await,
+                Err(error) => Err(error),
+            };
+            let observed = observed.unwrap_or_else(|error| Observed::Broken(error.to_string()));
+            all.push(Found { definition: vm.record().definition, observed });
+        }
+        self.sweep()?;
+        all.sort_by(|a, b| a.definition.id.cmp(&b.definition.id));
+        Ok(all)
+    }
+
+    /// Our processes by their VM; those without one are ended.
+    async fn processes(&self) -> HvResult<HashMap<String, Process>> {
+        let mut all = HashMap::new();
+        for found in process::marked(&marker(&self.instance, ""))? {
+            let vm =
+                lock(&self.vms).iter().find(|(id, _)| id.as_str() == found.vm).map(|(_, vm)| Arc::clone(vm));
+            let (dir, number) = match &vm {
+                Some(vm) => {
+                    let record = vm.record();
+                    (self.paths.run_dir(record.definition.uid), record.run)
+                }
+                None => (self.paths.run.clone(), 0),
+            };
+            let Ok(process) = Process::adopt(found.pid, &dir, number) else { continue };
+            // Held by its descriptor now, so this look is at the process that will be ended or taken on.
+            if !process::bears(found.pid, &marker(&self.instance, &found.vm)) {
+                continue;
+            }
+            if vm.is_some() && !all.contains_key(&found.vm) {
+                all.insert(found.vm, process);
+            } else {
+                tracing::warn!(pid = found.pid, vm = %found.vm, "ending a vm process that nobody owns");
+                process.kill().await?;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn recover_vm(self: &Arc<Self>, vm: &Arc<Vm>, process: Option<Process>) -> HvResult<()> {
+        let record = vm.record();
+        let Some(process) = process else { return self.rest(vm, &record).await };
+        if record.phase == Phase::Rest {
+            // Saved or reset, and about to be ended.
+            return self.end(vm, process).await;
+        }
+        let qmp = match process.monitor().await {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                tracing::warn!(vm = %vm.id, %error, "ending a vm process that does not answer");
+                self.end(vm, process).await?;
+                return self.rest(vm, &record).await;
+            }
+        };
+        let status = qmp.run(&QueryStatus {}).await?.status;
+        let live = Arc::new(Live { process, qmp, expected: AtomicBool::new(false) });
+        match record.phase {
+            Phase::Saving { paused, next_head, .. } => {
+                self.keep_running(vm, &live, status, paused, next_head).await?;
+            }
+            // The guest has not run on from its memory, so the memory is still good.
+            Phase::Running if record.memory.is_some() && status != RunState::Running => {
+                live.end().await?;
+                files::remove(&live.process.dir)?;
+                self.update(vm, Durability::Host, |record| record.phase = Phase::Rest).await?;
+                return Ok(());
+            }
+            Phase::Running | Phase::Rest => {
+                self.update(vm, Durability::Daemon, |record| record.memory = None).await?;
+            }
+        }
+        self.attach(vm, &live);
+        Ok(())
+    }
+
+    /// A save or checkpoint that was cut off is undone. A new overlay stays where QEMU already uses it.
+    async fn keep_running(
+        &self,
+        vm: &Vm,
+        live: &Live,
+        status: RunState,
+        paused: bool,
+        next_head: Option<DiskId>,
+    ) -> HvResult<()> {
+        if !matches!(status, RunState::Running | RunState::Paused | RunState::Postmigrate) {
+            live.qmp.run(&MigrateCancel {}).await?;
+        }
+        if let Some(next) = next_head {
+            let drives = live.qmp.run(&QueryBlock {}).await?;
+            let node = next.node();
+            if drives
+                .iter()
+                .any(|drive| drive.inserted.as_ref().and_then(|top| top.node.as_ref()) == Some(&node))
+            {
+                self.update(vm, Durability::Daemon, |record| {
+                    record.chain.push(record.head);
+                    record.head = next;
+                })
+                .await?;
+            }
+        }
+        if status != RunState::Running {
+            Self::run_on(live, paused).await?;
+        }
+        self.update(vm, Durability::Daemon, |record| {
+            record.phase = Phase::Running;
+            record.memory = None;
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn end(&self, vm: &Vm, process: Process) -> HvResult<()> {
+        process.kill().await?;
+        files::remove(&self.paths.run_dir(vm.record().definition.uid))
+    }
+
+    /// A VM whose process is gone. A memory that others share is still good with an empty disk on top; one of its own is
+    /// not, as nobody knows whether the guest ran on.
+    async fn rest(&self, vm: &Vm, record: &VmRecord) -> HvResult<()> {
+        files::remove(&self.paths.run_dir(record.definition.uid))?;
+        if record.phase == Phase::Rest {
+            return Ok(());
+        }
+        let keep = record.phase == Phase::Running && record.memory.is_some_and(|memory| !memory.own);
+        let head =
+            if keep { self.blank_disk(record.definition.origin.template()).await? } else { record.head };
+        self.update(vm, Durability::Host, |record| {
+            record.phase = Phase::Rest;
+            record.head = head;
+            record.ram = None;
+            record.memory = record.memory.filter(|_| keep);
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Removes disks, memory and folders that no record names.
+    fn sweep(&self) -> HvResult<()> {
+        let named: HashSet<String> = self.named().iter().map(ToString::to_string).collect();
+        for folder in ["disks", "memory"] {
+            each(&self.paths.data.join(folder), |name, path| {
+                let id = name.strip_suffix(".qcow2").unwrap_or(name);
+                if named.contains(id) { Ok(()) } else { files::remove(path) }
+            })?;
+        }
+        for (folder, record) in [("templates", "template.json"), ("vms", "vm.json")] {
+            each(&self.paths.data.join(folder), |_, path| {
+                if path.join(record).is_file() { Ok(()) } else { files::remove(path) }
+            })?;
+        }
+        let vms: Vec<_> = lock(&self.vms).values().cloned().collect();
+        let live: HashSet<_> =
+            vms.iter().filter_map(|vm| vm.live().map(|live| live.process.dir.clone())).collect();
+        each(&self.paths.run, |_, path| if live.contains(path) { Ok(()) } else { files::remove(path) })
+    }
+}
+
+fn each(folder: &Path, mut visit: impl FnMut(&str, &Path) -> HvResult<()>) -> HvResult<()> {
+    for entry in fs::read_dir(folder).context("list", folder)? {
+        let entry = entry.context("list", folder)?;
+        if let Some(name) = entry.file_name().to_str() {
+            visit(name, &entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Records in the folders of a folder; one that can't be read stops everything, since sweeping without it would remove
+/// what it names.
+fn records<T: serde::de::DeserializeOwned>(folder: &Path, name: &str) -> HvResult<Vec<T>> {
+    let mut all = Vec::new();
+    each(folder, |_, path| {
+        let path = path.join(name);
+        if path.is_file() {
+            all.push(files::read_json(&path)?);
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
