@@ -4,21 +4,22 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{BufRead as _, BufReader, PipeReader, Read as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::interrupt;
 use crate::progress::Step;
 
 /// How many of a failed program's last lines the error shows.
 const TAIL_LINES: usize = 20;
-/// How long a program may take to end by itself after Ctrl-C, which a terminal sends to it as well.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a program may clean up after SIGTERM. Removing a half-installed system from a slow disk takes a while.
+const GRACE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
 /// A program that ran and failed.
@@ -79,6 +80,9 @@ pub(crate) fn answer(command: &mut Command, step: &Step) -> anyhow::Result<Vec<u
 }
 
 fn spawn(command: &mut Command, name: &str) -> anyhow::Result<Child> {
+    // In a group of its own, so that one signal reaches all its children, and exactly once: a program that is cleaning up
+    // must not be told again.
+    command.process_group(0);
     let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("start {name}"))?;
     // The command still owns the pipes' write ends; without this their readers never see the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -105,7 +109,7 @@ fn attend(
     });
 
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
-    let mut interrupted_at = None;
+    let mut interrupted_at: Option<Instant> = None;
     let status = loop {
         match incoming.recv_timeout(POLL) {
             Ok(line) if line.is_empty() => {}
@@ -127,11 +131,13 @@ fn attend(
                 }
             }
         }
-        if interrupt::requested() {
-            let since = *interrupted_at.get_or_insert_with(Instant::now);
-            if since.elapsed() >= GRACE {
-                terminate(&child);
+        match interrupted_at {
+            None if interrupt::requested() => {
+                signal_all(&child, Signal::TERM);
+                interrupted_at = Some(Instant::now());
             }
+            Some(since) if since.elapsed() >= GRACE => signal_all(&child, Signal::KILL),
+            _ => {}
         }
     };
     interrupt::check()?;
@@ -176,10 +182,11 @@ fn failure(name: &str, status: ExitStatus) -> String {
     }
 }
 
-fn terminate(child: &Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // It may have ended, or run as another user through sudo; then the terminal's signal has to do.
-        let _ = kill_process(pid, Signal::TERM);
+/// Signals a child and everything it started.
+fn signal_all(child: &Child, signal: Signal) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // It may have ended, or run as another user through sudo; then there is nothing more to do.
+        let _ = kill_process_group(group, signal);
     }
 }
 
