@@ -103,7 +103,8 @@ impl Config {
 /// # Errors
 /// When the file can't be read or holds something else.
 pub fn read_secret(path: &Path) -> Result<[u8; 32], ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     parse_secret(text.trim()).ok_or_else(|| ConfigError::Secret(path.to_owned()))
 }
 

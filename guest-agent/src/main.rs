@@ -58,7 +58,9 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Supervisor { config } => Config::load(&config).map_err(Into::into).and_then(run::supervisor),
         Command::Worker { user, display } => run::worker(&user, &display),
-        Command::Standalone { connect, secret_file, display } => run::standalone(&connect, &secret_file, &display),
+        Command::Standalone { connect, secret_file, display } => {
+            run::standalone(&connect, &secret_file, &display)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,7 +25,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const TRANSPORT_EVERY: Duration = Duration::from_secs(1);
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
     runtime.block_on(work)
 }
 

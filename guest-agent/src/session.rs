@@ -154,7 +154,9 @@ where
                     Err(error) => tracing::info!(epoch, %error, "session broke"),
                 }
             }
-            Err(HandshakeError::Io(error)) => tracing::debug!(%error, "host went away before the session began"),
+            Err(HandshakeError::Io(error)) => {
+                tracing::debug!(%error, "host went away before the session began")
+            }
             Err(error) => tracing::warn!(%error, "no session"),
         }
         if let Some(rest) = SHORT_SESSION.checked_sub(opened.elapsed()) {

@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-pub use backend::BackendError;
 pub use state_dir::StateDirError;
 
 use crate::api::serve::{self, ListenError};
@@ -42,7 +41,7 @@ pub enum StartError {
     Listen(#[from] ListenError),
     /// The hypervisor can't be used.
     #[error("can't use the hypervisor")]
-    Backend(#[from] BackendError),
+    Backend(#[from] crate::hypervisor::HvError),
     /// The database can't be opened.
     #[error("can't open the database {path}")]
     Store {
@@ -100,15 +99,13 @@ impl Daemon {
         listener: tokio::net::TcpListener,
         hypervisor: Arc<dyn Hypervisor>,
     ) -> Result<Self, StartError> {
-        let address = listener
-            .local_addr()
-            .map_err(|source| ListenError::Bind { address: config.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| ListenError::Bind { address: config.listen, source })?;
         let tokens = Arc::new(Tokens::new(&config.state_dir));
         tokens.ensure_admin()?;
-        let store = Store::open(&config.store()).await.map_err(|source| StartError::Store {
-            path: config.store.path.display().to_string(),
-            source,
-        })?;
+        let store = Store::open(&config.store())
+            .await
+            .map_err(|source| StartError::Store { path: config.store.path.display().to_string(), source })?;
         let orchestrator =
             Orchestrator::start(store, hypervisor, config.settings()).await.map_err(StartError::Recover)?;
 

@@ -27,7 +27,8 @@ impl Level {
 pub(crate) fn start(log: &Log) -> anyhow::Result<Level> {
     let filter = EnvFilter::try_new(&log.level).context("log.level")?;
     let (filter, handle) = reload::Layer::new(filter);
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let lines = match log.format {
         LogFormat::Full => lines.boxed(),

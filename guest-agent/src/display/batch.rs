@@ -29,7 +29,8 @@ type Outcome = Result<(), InputError>;
 pub(super) fn run(input: &mut dyn Input, events: &[pb::InputEvent], cancel: &Cancel) -> pb::InputResponse {
     let mut response = pb::InputResponse::default();
     if events.is_empty() || events.len() > MAX_EVENTS {
-        let error = InputError::Invalid(format!("events: {} events; 1 to {MAX_EVENTS} are allowed", events.len()));
+        let error =
+            InputError::Invalid(format!("events: {} events; 1 to {MAX_EVENTS} are allowed", events.len()));
         response.failure = Some(failure(&error, None));
         return response;
     }
@@ -92,7 +93,9 @@ fn inside(point: Option<&pb::Point>, (width, height): (u32, u32)) -> Outcome {
     if within(*x, width) && within(*y, height) {
         return Ok(());
     }
-    Err(InputError::OutOfBounds(format!("point ({x}, {y}) lies outside the screen of {width} x {height} pixels")))
+    Err(InputError::OutOfBounds(format!(
+        "point ({x}, {y}) lies outside the screen of {width} x {height} pixels"
+    )))
 }
 
 fn known<T: TryFrom<i32>>(field: &str, value: i32) -> Result<T, InputError> {
@@ -122,7 +125,10 @@ fn check(input: &mut dyn Input, event: &pb::InputEvent, size: (u32, u32)) -> Out
         Event::Drag(e) => {
             known::<MouseButton>("drag.button", e.button)?;
             if !(2..=MAX_PATH).contains(&e.path.len()) {
-                return Err(invalid(format!("drag.path: {} points; 2 to {MAX_PATH} are allowed", e.path.len())));
+                return Err(invalid(format!(
+                    "drag.path: {} points; 2 to {MAX_PATH} are allowed",
+                    e.path.len()
+                )));
             }
             time("drag.duration", e.duration.as_ref(), MAX_TIME)?;
             check_keys(input, "drag.modifiers", &e.modifiers)?;
@@ -164,7 +170,12 @@ fn check_keys(input: &mut dyn Input, field: &str, keys: &[String]) -> Outcome {
     keys.iter().try_for_each(|key| input.check_key(key))
 }
 
-fn perform(input: &mut dyn Input, event: &pb::InputEvent, cancel: &Cancel, response: &mut pb::InputResponse) -> Outcome {
+fn perform(
+    input: &mut dyn Input,
+    event: &pb::InputEvent,
+    cancel: &Cancel,
+    response: &mut pb::InputResponse,
+) -> Outcome {
     let Some(event) = &event.event else { return Err(invalid("is empty")) };
     match event {
         Event::Move(e) => {
@@ -211,7 +222,9 @@ fn perform(input: &mut dyn Input, event: &pb::InputEvent, cancel: &Cancel, respo
             response.scrolled_y += e.delta_y;
             Ok(())
         }
-        Event::Key(e) => press_or_tap(known("key.action", e.action)?, |press| input.key(&e.key, press, false)),
+        Event::Key(e) => {
+            press_or_tap(known("key.action", e.action)?, |press| input.key(&e.key, press, false))
+        }
         Event::Chord(e) => {
             let hold = time("chord.hold", e.hold.as_ref(), MAX_TIME)?;
             holding(input, &e.keys, |_| cancel.sleep(hold))

@@ -71,7 +71,8 @@ impl From<Rect> for pb::Rect {
 pub fn simplify(rects: &mut Vec<Rect>, limit: usize) {
     // Far more than any screen needs; joining is quadratic, so a flood is halved in passes first.
     while rects.len() > limit.max(1) * 4 {
-        let joined = rects.chunks(2).map(|pair| pair.iter().skip(1).fold(pair[0], |a, b| a.union(b))).collect();
+        let joined =
+            rects.chunks(2).map(|pair| pair.iter().skip(1).fold(pair[0], |a, b| a.union(b))).collect();
         *rects = joined;
     }
     loop {
@@ -102,7 +103,12 @@ mod tests {
     use super::*;
 
     fn any_rect() -> impl Strategy<Value = Rect> {
-        (0..1000u32, 0..1000u32, 1..300u32, 1..300u32).prop_map(|(x, y, width, height)| Rect { x, y, width, height })
+        (0..1000u32, 0..1000u32, 1..300u32, 1..300u32).prop_map(|(x, y, width, height)| Rect {
+            x,
+            y,
+            width,
+            height,
+        })
     }
 
     proptest! {

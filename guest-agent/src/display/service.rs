@@ -80,8 +80,16 @@ impl Settle {
 impl DisplayService for DisplaySession {
     type CaptureStream = Reply<pb::CaptureResponse>;
 
-    async fn probe(&self, _request: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
-        let probed = self.desktop().input.probe().await?.map_err(|e: InputError| Status::unavailable(e.to_string()))?;
+    async fn probe(
+        &self,
+        _request: Request<pb::ProbeRequest>,
+    ) -> Result<Response<pb::ProbeResponse>, Status> {
+        let probed = self
+            .desktop()
+            .input
+            .probe()
+            .await?
+            .map_err(|e: InputError| Status::unavailable(e.to_string()))?;
         Ok(Response::new(pb::ProbeResponse {
             width: probed.size.0,
             height: probed.size.1,
@@ -91,7 +99,10 @@ impl DisplayService for DisplaySession {
         }))
     }
 
-    async fn capture(&self, request: Request<pb::CaptureRequest>) -> Result<Response<Self::CaptureStream>, Status> {
+    async fn capture(
+        &self,
+        request: Request<pb::CaptureRequest>,
+    ) -> Result<Response<Self::CaptureStream>, Status> {
         let request = request.into_inner();
         let wait = duration("wait", request.wait.as_ref(), MAX_WAIT)?;
         let spec = CaptureSpec { since: request.since_sequence, wait, cursor: request.cursor };
@@ -121,7 +132,10 @@ impl DisplayService for DisplaySession {
         Ok(Response::new(outcome))
     }
 
-    async fn settle(&self, request: Request<pb::SettleRequest>) -> Result<Response<pb::SettleResponse>, Status> {
+    async fn settle(
+        &self,
+        request: Request<pb::SettleRequest>,
+    ) -> Result<Response<pb::SettleResponse>, Status> {
         let settle = Settle::parse(request.get_ref())?;
         let watch = self.desktop().screen.watch(settle.ignore).await?;
         let settled = watch.settle(&*self.desktop().screen, settle.quiet, settle.timeout).await?;

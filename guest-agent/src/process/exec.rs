@@ -51,7 +51,12 @@ impl Home {
     #[must_use]
     pub fn of_this_process() -> Self {
         let dir = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
-        Self { dir, env: std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect() }
+        Self {
+            dir,
+            env: std::env::vars_os()
+                .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+                .collect(),
+        }
     }
 
     /// `path` itself when absolute, else below the home.
@@ -119,7 +124,9 @@ fn check(request: &pb::ExecRequest) -> Result<(), Status> {
         return Err(Status::invalid_argument("argv: names no program"));
     }
     if argv.len() > MAX_ARGS || argv.iter().map(String::len).sum::<usize>() > MAX_ARG_BYTES {
-        return Err(Status::invalid_argument(format!("argv: more than {MAX_ARGS} entries or {MAX_ARG_BYTES} bytes")));
+        return Err(Status::invalid_argument(format!(
+            "argv: more than {MAX_ARGS} entries or {MAX_ARG_BYTES} bytes"
+        )));
     }
     if argv.iter().any(|a| a.contains('\0')) || request.cwd.contains('\0') {
         return Err(Status::invalid_argument("argv, cwd: must not contain a zero byte"));
@@ -160,7 +167,9 @@ fn spawn_status(program: &str, cwd: &Path, error: &io::Error) -> Status {
     }
     match error.kind() {
         io::ErrorKind::NotFound => Status::not_found(format!("no program {program:?} in PATH")),
-        io::ErrorKind::PermissionDenied => Status::permission_denied(format!("{program:?} may not be executed")),
+        io::ErrorKind::PermissionDenied => {
+            Status::permission_denied(format!("{program:?} may not be executed"))
+        }
         io::ErrorKind::ArgumentListTooLong => Status::invalid_argument("argv, env: too long for the system"),
         _ => Status::internal(format!("cannot start {program:?}: {error}")),
     }

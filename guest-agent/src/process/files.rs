@@ -22,7 +22,9 @@ const DEFAULT_MODE: u32 = 0o644;
 
 fn resolve(home: &Home, path: &str) -> Result<PathBuf, Status> {
     if path.is_empty() || path.len() > MAX_PATH || path.contains('\0') {
-        return Err(Status::invalid_argument(format!("path: must have 1 to {MAX_PATH} bytes, none of them zero")));
+        return Err(Status::invalid_argument(format!(
+            "path: must have 1 to {MAX_PATH} bytes, none of them zero"
+        )));
     }
     Ok(home.resolve(path))
 }
@@ -35,7 +37,9 @@ fn status(path: &Path, error: &io::Error) -> Status {
             Status::permission_denied(format!("{path}: {error}"))
         }
         io::ErrorKind::IsADirectory => Status::invalid_argument(format!("path: {path} is a directory")),
-        io::ErrorKind::NotADirectory => Status::invalid_argument(format!("path: {path}: a parent is not a directory")),
+        io::ErrorKind::NotADirectory => {
+            Status::invalid_argument(format!("path: {path}: a parent is not a directory"))
+        }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             Status::resource_exhausted(format!("{path}: {error}"))
         }
@@ -43,11 +47,15 @@ fn status(path: &Path, error: &io::Error) -> Status {
     }
 }
 
-pub(super) async fn read(home: &Home, request: &pb::ReadFileRequest) -> Result<Reply<pb::ReadFileResponse>, Status> {
+pub(super) async fn read(
+    home: &Home,
+    request: &pb::ReadFileRequest,
+) -> Result<Reply<pb::ReadFileResponse>, Status> {
     let path = resolve(home, &request.path)?;
     // A pipe or a device would block in open; a regular file takes no notice of the flag.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(&path).await.map_err(|e| status(&path, &e))?;
+    let mut file =
+        OpenOptions::new().read(true).custom_flags(flags).open(&path).await.map_err(|e| status(&path, &e))?;
     let meta = file.metadata().await.map_err(|e| status(&path, &e))?;
     if !meta.is_file() {
         let kind = if meta.is_dir() { "a directory" } else { "not a regular file" };
@@ -125,7 +133,11 @@ pub(super) async fn write(
     temporary.push(name);
     temporary.push(format!(".{:016x}", u64::from_ne_bytes(tag)));
     // A name at the file system's limit would not fit with the tag.
-    let temporary = if temporary.len() > 255 { format!(".hvkube.{:016x}", u64::from_ne_bytes(tag)).into() } else { temporary };
+    let temporary = if temporary.len() > 255 {
+        format!(".hvkube.{:016x}", u64::from_ne_bytes(tag)).into()
+    } else {
+        temporary
+    };
     let temporary = parent.join(temporary);
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(mode);
@@ -146,7 +158,9 @@ async fn copy(mut file: File, path: &Path, mut data: Streaming<pb::WriteFileRequ
             return Err(Status::invalid_argument("only the first message may be a header"));
         };
         if piece.len() > MAX_PIECE {
-            return Err(Status::invalid_argument(format!("data: more than {MAX_PIECE} bytes in one message")));
+            return Err(Status::invalid_argument(format!(
+                "data: more than {MAX_PIECE} bytes in one message"
+            )));
         }
         file.write_all(&piece).await.map_err(|e| status(path, &e))?;
         written += piece.len() as u64;

@@ -63,7 +63,10 @@ impl ProcessService for LocalProcesses {
         Ok(Response::new(exec::run(&self.home, request)?))
     }
 
-    async fn read_file(&self, request: Request<pb::ReadFileRequest>) -> Result<Response<Self::ReadFileStream>, Status> {
+    async fn read_file(
+        &self,
+        request: Request<pb::ReadFileRequest>,
+    ) -> Result<Response<Self::ReadFileStream>, Status> {
         let request = request.into_inner();
         self.check_root(request.as_root)?;
         Ok(Response::new(files::read(&self.home, &request).await?))

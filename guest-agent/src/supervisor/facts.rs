@@ -55,9 +55,11 @@ pub fn heartbeat(sequence: u64, desktop_ready: bool) -> pb::HeartbeatResponse {
         memory_available_bytes: memory(&meminfo, "MemAvailable:"),
         desktop_ready,
         ip_addresses: machine::ip_addresses(),
-        uptime: Duration::try_from_secs_f64(first_number(&fs::read_to_string("/proc/uptime").unwrap_or_default()))
-            .ok()
-            .and_then(|d| d.try_into().ok()),
+        uptime: Duration::try_from_secs_f64(first_number(
+            &fs::read_to_string("/proc/uptime").unwrap_or_default(),
+        ))
+        .ok()
+        .and_then(|d| d.try_into().ok()),
     }
 }
 

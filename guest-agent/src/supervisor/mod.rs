@@ -116,13 +116,21 @@ fn check(request: &pb::AttachRequest) -> Result<(), Status> {
     let Some(identity) = &request.identity else { return Ok(()) };
     let name = &identity.hostname;
     let label = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    if name.is_empty() || name.len() > MAX_HOSTNAME || !name.chars().all(label) || name.starts_with('-') || name.ends_with('-')
+    if name.is_empty()
+        || name.len() > MAX_HOSTNAME
+        || !name.chars().all(label)
+        || name.starts_with('-')
+        || name.ends_with('-')
     {
-        return Err(Status::invalid_argument(format!("identity.hostname: {name:?} is not an RFC 1123 label")));
+        return Err(Status::invalid_argument(format!(
+            "identity.hostname: {name:?} is not an RFC 1123 label"
+        )));
     }
     let id = &identity.machine_id;
     if id.len() != 32 || !id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-        return Err(Status::invalid_argument("identity.machine_id: must be 32 lower-case hexadecimal digits"));
+        return Err(Status::invalid_argument(
+            "identity.machine_id: must be 32 lower-case hexadecimal digits",
+        ));
     }
     if !matches!(identity.mac_address.len(), 0 | 6) {
         return Err(Status::invalid_argument("identity.mac_address: must be empty or six bytes"));
@@ -143,7 +151,10 @@ fn check_time(time: &prost_types::Timestamp) -> Result<(), Status> {
 impl SupervisorService for Supervisor {
     type HeartbeatStream = Reply<pb::HeartbeatResponse>;
 
-    async fn attach(&self, request: Request<pb::AttachRequest>) -> Result<Response<pb::AttachResponse>, Status> {
+    async fn attach(
+        &self,
+        request: Request<pb::AttachRequest>,
+    ) -> Result<Response<pb::AttachResponse>, Status> {
         let request = request.into_inner();
         check(&request)?;
         let (clock_skew_micros, warnings) = self.apply(&request);
@@ -179,8 +190,14 @@ impl SupervisorService for Supervisor {
         Ok(Response::new(Box::pin(beats)))
     }
 
-    async fn set_clock(&self, request: Request<pb::SetClockRequest>) -> Result<Response<pb::SetClockResponse>, Status> {
-        let time = request.into_inner().host_time.ok_or_else(|| Status::invalid_argument("host_time: is required"))?;
+    async fn set_clock(
+        &self,
+        request: Request<pb::SetClockRequest>,
+    ) -> Result<Response<pb::SetClockResponse>, Status> {
+        let time = request
+            .into_inner()
+            .host_time
+            .ok_or_else(|| Status::invalid_argument("host_time: is required"))?;
         check_time(&time)?;
         if !self.shared.privileged {
             return Err(Status::failed_precondition("host_time: this agent may not set the clock"));
@@ -191,7 +208,10 @@ impl SupervisorService for Supervisor {
         Ok(Response::new(pb::SetClockResponse { clock_skew_micros }))
     }
 
-    async fn shutdown(&self, request: Request<pb::ShutdownRequest>) -> Result<Response<pb::ShutdownResponse>, Status> {
+    async fn shutdown(
+        &self,
+        request: Request<pb::ShutdownRequest>,
+    ) -> Result<Response<pb::ShutdownResponse>, Status> {
         if !self.shared.privileged {
             return Err(Status::failed_precondition("this agent may not shut the machine down"));
         }

@@ -30,8 +30,9 @@ impl User {
     pub fn by_name(name: &str) -> io::Result<Self> {
         let passwd = fs::read_to_string("/etc/passwd")?;
         let group = fs::read_to_string("/etc/group")?;
-        parse(&passwd, &group, name)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no user {name:?} in /etc/passwd")))
+        parse(&passwd, &group, name).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("no user {name:?} in /etc/passwd"))
+        })
     }
 
     /// The environment of this user's session, as a login on `display` would have it.
@@ -67,7 +68,8 @@ fn locale(text: &str) -> String {
 }
 
 fn parse(passwd: &str, group: &str, name: &str) -> Option<User> {
-    let fields: Vec<&str> = passwd.lines().map(|l| l.split(':').collect()).find(|f: &Vec<&str>| f[0] == name)?;
+    let fields: Vec<&str> =
+        passwd.lines().map(|l| l.split(':').collect()).find(|f: &Vec<&str>| f[0] == name)?;
     let (uid, gid) = (fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
     let mut groups = vec![gid];
     for line in group.lines() {

@@ -44,7 +44,10 @@ impl ProcessService for RoutedProcesses {
         Ok(Response::new(Box::pin(answer.into_inner())))
     }
 
-    async fn read_file(&self, request: Request<pb::ReadFileRequest>) -> Result<Response<Self::ReadFileStream>, Status> {
+    async fn read_file(
+        &self,
+        request: Request<pb::ReadFileRequest>,
+    ) -> Result<Response<Self::ReadFileStream>, Status> {
         if request.get_ref().as_root {
             return self.root.read_file(request).await;
         }
@@ -66,16 +69,15 @@ impl ProcessService for RoutedProcesses {
         let (broken, broke) = oneshot::channel();
         let mut broken = Some(broken);
         let head = futures_util::stream::iter([pb::WriteFileRequest { part: Some(Part::Header(header)) }]);
-        let rest = data
-            .filter_map(move |message| match message {
-                Ok(message) => Either::Left(std::future::ready(Some(message))),
-                Err(status) => {
-                    if let Some(broken) = broken.take() {
-                        let _nobody_waits = broken.send(status);
-                    }
-                    Either::Right(std::future::pending())
+        let rest = data.filter_map(move |message| match message {
+            Ok(message) => Either::Left(std::future::ready(Some(message))),
+            Err(status) => {
+                if let Some(broken) = broken.take() {
+                    let _nobody_waits = broken.send(status);
                 }
-            });
+                Either::Right(std::future::pending())
+            }
+        });
         let mut worker = self.worker();
         tokio::select! {
             answer = worker.write_file(head.chain(rest)) => answer,

@@ -75,7 +75,8 @@ impl Desktop {
         {
             return Ok(connection.sender.clone());
         }
-        let unavailable = |e: &dyn std::fmt::Display| Status::unavailable(format!("the desktop is not ready: {e}"));
+        let unavailable =
+            |e: &dyn std::fmt::Display| Status::unavailable(format!("the desktop is not ready: {e}"));
         let stream = self.shared.worker.connect().await.map_err(|e| unavailable(&e))?;
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW)

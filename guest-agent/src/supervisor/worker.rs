@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
@@ -57,7 +58,8 @@ impl Workers {
 impl Connect for Workers {
     async fn connect(&self) -> io::Result<UnixStream> {
         let control = self.current.borrow().clone();
-        let control = control.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no worker is running"))?;
+        let control =
+            control.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no worker is running"))?;
         let (ours, theirs) = UnixStream::pair()?;
         control.async_io(Interest::WRITABLE, || send_fd(&control, &theirs)).await?;
         Ok(ours)
@@ -124,8 +126,12 @@ fn receive_fd(control: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    let received =
-        rustix::net::recvmsg(control, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(
+        control,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     if received.bytes == 0 {
         return Ok(None);
     }
@@ -133,7 +139,8 @@ fn receive_fd(control: &UnixStream) -> io::Result<Option<OwnedFd>> {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
-    fd.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no descriptor came with a session"))
+    fd.map(Some)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no descriptor came with a session"))
 }
 
 /// The worker's end: says that it can serve, and then takes sessions.
@@ -166,7 +173,9 @@ impl Control {
     /// # Errors
     /// When something else than a stream came.
     pub async fn next(&mut self) -> io::Result<Option<UnixStream>> {
-        let Some(fd) = self.0.async_io(Interest::READABLE, || receive_fd(&self.0)).await? else { return Ok(None) };
+        let Some(fd) = self.0.async_io(Interest::READABLE, || receive_fd(&self.0)).await? else {
+            return Ok(None);
+        };
         let stream = std::os::unix::net::UnixStream::from(fd);
         stream.set_nonblocking(true)?;
         UnixStream::from_std(stream).map(Some)

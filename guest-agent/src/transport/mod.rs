@@ -46,7 +46,9 @@ pub trait Transport: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// Nothing to talk over.
-    #[error("no transport to the host: no virtio port {0}, no vsock device, and no tcp_address is configured")]
+    #[error(
+        "no transport to the host: no virtio port {0}, no vsock device, and no tcp_address is configured"
+    )]
     None(String),
     /// TCP without what it needs.
     #[error("transport tcp needs tcp_address and secret_file")]

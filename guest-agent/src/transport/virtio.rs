@@ -103,7 +103,8 @@ impl Port {
     }
 
     fn drain(&self) -> io::Result<()> {
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         epoll::wait(self.edges.get_ref(), &mut events, Some(&now))?;
         Ok(())

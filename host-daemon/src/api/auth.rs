@@ -35,7 +35,8 @@ pub(crate) async fn check(State(tokens): State<Arc<Tokens>>, mut request: Reques
 fn caller(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, Error> {
     let refused = |why: &str| {
         let path = tokens.admin_path().display().to_string();
-        let message = format!("{why}; send `authorization: Bearer TOKEN`, the admin token is in {path} on the host");
+        let message =
+            format!("{why}; send `authorization: Bearer TOKEN`, the admin token is in {path} on the host");
         Error::new(Reason::Unauthenticated, message).with("admin_token_path", path)
     };
     let Some(header) = headers.get(AUTHORIZATION) else { return Err(refused("the call has no token")) };

@@ -100,11 +100,7 @@ struct Batch {
 impl Batch {
     fn of(id: &str, events: &[v1::InputEvent], frame: Option<v1::Size>) -> DomainResult<Self> {
         let id = fields::uuid("batch_id", id)?.unwrap_or_else(Uuid::new_v4);
-        Ok(Self {
-            id: id.to_string(),
-            events: input::events(events)?,
-            frame: screen::frame_size(frame)?,
-        })
+        Ok(Self { id: id.to_string(), events: input::events(events)?, frame: screen::frame_size(frame)? })
     }
 }
 
@@ -145,8 +141,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
         let mut guard = self.guard(&request, &wanted.target).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
-        let call =
-            async { Ok(hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
+        let call = async { Ok(hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
         let done = guard.hold(call).await?;
         Ok(Response::new(screen::input_done(&done)))
     }
@@ -159,8 +154,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let mut guard = self.guard(&request, &wanted.target).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let Batch { id, events, frame } = batch;
-        let call =
-            async { Ok(hub.act(&id, events, frame, &settle, &options, deadline).await?) };
+        let call = async { Ok(hub.act(&id, events, frame, &settle, &options, deadline).await?) };
         let acted = guard.hold(call).await?;
         Ok(Response::new(v1::ActResponse {
             input: Some(screen::input_done(&acted.input)),
@@ -184,10 +178,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         Ok(Response::new(v1::WaitForSettleResponse { settle: Some(screen::settled(&settled)), sequence }))
     }
 
-    async fn exec(
-        &self,
-        request: Request<v1::ExecRequest>,
-    ) -> Result<Response<Self::ExecStream>, Status> {
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<Self::ExecStream>, Status> {
         let params = process::exec(request.get_ref().clone())?;
         let mut guard = self.guard(&request, &request.get_ref().target).await?;
         self.check_root(&guard, params.as_root)?;
@@ -240,7 +231,9 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
             }
             Ok(v1::WriteFileRequest { part: None }) => Err(Error::field("data", "is required")),
             // The client broke off; nobody reads the answer.
-            Err(status) => Err(Error::new(Reason::GuestInvalid, format!("the upload broke off: {}", status.message()))),
+            Err(status) => {
+                Err(Error::new(Reason::GuestInvalid, format!("the upload broke off: {}", status.message())))
+            }
         });
         let request = Request::from_parts(metadata, extensions, ());
         Ok(Response::new(self.write(&request, &header, data.boxed()).await?))

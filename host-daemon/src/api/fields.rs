@@ -65,8 +65,7 @@ pub(crate) fn checkpoint_name(field: &str, value: &str) -> Result<(VmId, String)
     };
     let vm = name(field, "vms", vm)?;
     if checkpoint != CLEAN {
-        CheckpointId::new(checkpoint)
-            .map_err(|error| Error::field(field, format!("in {FORM}: {error}")))?;
+        CheckpointId::new(checkpoint).map_err(|error| Error::field(field, format!("in {FORM}: {error}")))?;
     }
     Ok((vm, checkpoint.to_owned()))
 }
@@ -92,14 +91,18 @@ pub(crate) fn duration(
     let Some(value) = value else { return Ok(None) };
     let legal = || format!("from {} to {}", people(*range.start()), people(*range.end()));
     // Signs of both parts must agree, and the nanoseconds stay under a second.
-    let (Ok(seconds), Ok(nanos @ 0..=999_999_999)) = (u64::try_from(value.seconds), u32::try_from(value.nanos))
+    let (Ok(seconds), Ok(nanos @ 0..=999_999_999)) =
+        (u64::try_from(value.seconds), u32::try_from(value.nanos))
     else {
         let what = if value.seconds < 0 || value.nanos < 0 { "negative" } else { "malformed" };
         return Err(Error::field(field, format!("a {what} duration; legal is {}", legal())));
     };
     let duration = Duration::new(seconds, nanos);
     if !range.contains(&duration) {
-        return Err(Error::field(field, format!("{} is out of range; legal is {}", people(duration), legal())));
+        return Err(Error::field(
+            field,
+            format!("{} is out of range; legal is {}", people(duration), legal()),
+        ));
     }
     Ok(Some(duration))
 }
@@ -173,7 +176,10 @@ pub(crate) fn range<T: PartialOrd + Display + Copy>(
     if legal.contains(&value) {
         return Ok(value);
     }
-    Err(Error::field(field, format!("{value} is out of range; legal is {} to {}", legal.start(), legal.end())))
+    Err(Error::field(
+        field,
+        format!("{value} is out of range; legal is {} to {}", legal.start(), legal.end()),
+    ))
 }
 
 /// An enum value that this version knows. `name` gives a value's name in the proto.
@@ -247,9 +253,8 @@ mod tests {
     #[test]
     fn durations_have_a_sign_a_shape_and_a_range() {
         let legal = Duration::from_secs(10)..=Duration::from_secs(86_400);
-        let of = |seconds, nanos| {
-            duration("ttl", Some(prost_types::Duration { seconds, nanos }), legal.clone())
-        };
+        let of =
+            |seconds, nanos| duration("ttl", Some(prost_types::Duration { seconds, nanos }), legal.clone());
         assert_eq!(of(10, 0).expect("legal"), Some(Duration::from_secs(10)));
         assert_eq!(refusal(of(-1, 0)), "ttl: a negative duration; legal is from 10 s to 24 h");
         assert_eq!(refusal(of(10, -1)), "ttl: a negative duration; legal is from 10 s to 24 h");

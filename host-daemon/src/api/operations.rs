@@ -93,7 +93,8 @@ impl lro::operations_server::Operations for Operations {
         let deadline = request.extensions().get::<Deadline>().copied();
         let request = request.into_inner();
         let id = operation::id(&request.name)?;
-        let asked = fields::duration("timeout", request.timeout, Duration::ZERO..=Duration::from_secs(86_400))?;
+        let asked =
+            fields::duration("timeout", request.timeout, Duration::ZERO..=Duration::from_secs(86_400))?;
         let left = deadline.map_or(MAX_WAIT, |deadline| deadline.left().saturating_sub(ANSWER_TIME));
         let wait = asked.unwrap_or(MAX_WAIT).min(left).min(MAX_WAIT);
         let operation = self.0.wait_operation(id, wait).await?;

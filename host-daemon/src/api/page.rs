@@ -86,7 +86,8 @@ fn binding(list: &str, filter: &[&str]) -> String {
 
 fn decode(token: &str, binding: &str) -> Result<String> {
     let refused = |why: &str| {
-        Err(Error::new(Reason::InvalidPageToken, "").violation("page_token", format!("{why}; list again without it")))
+        Err(Error::new(Reason::InvalidPageToken, "")
+            .violation("page_token", format!("{why}; list again without it")))
     };
     if token.len() > MAX_TOKEN {
         return refused("is none that was given out");

@@ -214,14 +214,11 @@ async fn when_the_time_to_drain_is_over_calls_end() {
 /// The names that a reflection client of one version lists; the two differ in nothing but their package.
 macro_rules! listed {
     ($version:ident, $served:expr) => {{
+        use tonic_reflection::pb::$version::ServerReflectionRequest;
         use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
         use tonic_reflection::pb::$version::server_reflection_request::MessageRequest;
         use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
-        use tonic_reflection::pb::$version::ServerReflectionRequest;
-        let ask = |question| ServerReflectionRequest {
-            host: String::new(),
-            message_request: Some(question),
-        };
+        let ask = |question| ServerReflectionRequest { host: String::new(), message_request: Some(question) };
         let questions = tokio_stream::iter([
             ask(MessageRequest::ListServices(String::new())),
             ask(MessageRequest::FileContainingSymbol("hvkube.v1.DesktopService".into())),

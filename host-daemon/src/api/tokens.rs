@@ -266,9 +266,8 @@ fn fresh() -> Result<String, TokenError> {
 /// Writes a file of mode 0600 that appears whole; false when there is one already.
 fn write_new(path: &Path, text: &str) -> Result<bool, TokenError> {
     let write = || {
-        let mut file = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
+        let mut file =
+            tempfile::Builder::new().prefix(".new-").tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
         file.write_all(text.as_bytes())?;
         file.as_file().sync_all()?;
         match file.persist_noclobber(path) {

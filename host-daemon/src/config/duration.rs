@@ -12,8 +12,8 @@ pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Re
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let duration: SignedDuration = text
-        .parse()
-        .map_err(|_| de::Error::custom(format!("{text:?} is no duration; write it like 300ms, 90s or 1h 30m")))?;
+    let duration: SignedDuration = text.parse().map_err(|_| {
+        de::Error::custom(format!("{text:?} is no duration; write it like 300ms, 90s or 1h 30m"))
+    })?;
     Duration::try_from(duration).map_err(|_| de::Error::custom(format!("{text:?} is negative")))
 }

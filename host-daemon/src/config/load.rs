@@ -204,7 +204,10 @@ fn check(config: &Config, origins: &BTreeMap<String, String>) -> Result<(), Conf
         return refuse("orchestrator.host_id", "must be 2 to 63 characters of a-z, 0-9 and -");
     }
     if tracing_subscriber::EnvFilter::try_new(&config.log.level).is_err() {
-        return refuse("log.level", "must be error, warn, info, debug, trace, or directives like info,hvkube_host=debug");
+        return refuse(
+            "log.level",
+            "must be error, warn, info, debug, trace, or directives like info,hvkube_host=debug",
+        );
     }
     for (key, duration) in [
         ("orchestrator.boot_timeout", config.orchestrator.boot_timeout),
@@ -256,10 +259,8 @@ fn known(key: &str, origin: &str) -> Result<(), ConfigError> {
         return Ok(());
     }
     let section = key.split_once('.').map_or(key, |(section, _)| section);
-    let inside: Vec<_> = KEYS
-        .iter()
-        .filter_map(|known| known.path.strip_prefix(section)?.strip_prefix('.'))
-        .collect();
+    let inside: Vec<_> =
+        KEYS.iter().filter_map(|known| known.path.strip_prefix(section)?.strip_prefix('.')).collect();
     let hint = if inside.is_empty() {
         "`hvkubed config --default` prints all there are".into()
     } else {
@@ -271,7 +272,8 @@ fn known(key: &str, origin: &str) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Accel, HypervisorKind};
+    use crate::config::HypervisorKind;
+    use crate::hypervisor::qemu::AccelChoice;
     use std::time::Duration;
 
     fn sources(file: Option<&Path>) -> Sources {
@@ -295,7 +297,8 @@ mod tests {
 
     #[test]
     fn flags_beat_the_environment_beats_the_file_beats_the_defaults() {
-        let file = file("[qemu]\naccel = 'kvm'\nbinary = 'q1'\nimg_binary = 'i1'\n[store]\nsynchronous = false\n");
+        let file =
+            file("[qemu]\naccel = 'kvm'\nbinary = 'q1'\nimg_binary = 'i1'\n[store]\nsynchronous = false\n");
         let mut sources = sources(Some(file.path()));
         sources.environment = vec![
             ("HVKUBED_QEMU__ACCEL".into(), "tcg".into()),
@@ -307,7 +310,7 @@ mod tests {
         sources.flags = vec![("qemu.binary".into(), "q3".into(), "--set".into())];
         let loaded = load(&sources).expect("legal");
         let config = loaded.config;
-        assert_eq!(config.qemu.accel, Accel::Tcg);
+        assert_eq!(config.qemu.accel, AccelChoice::Tcg);
         assert_eq!(config.qemu.binary, Path::new("q3"));
         assert_eq!(config.qemu.img_binary, Path::new("i1"));
         assert_eq!(config.orchestrator.provision_parallel, 7);
@@ -335,7 +338,9 @@ mod tests {
         unknown.environment = vec![("HVKUBED_QEMU__ACCELL".into(), "tcg".into())];
         let text = refusal(&unknown);
         assert!(
-            text.starts_with("unknown setting qemu.accell in environment variable HVKUBED_QEMU__ACCELL; [qemu] has"),
+            text.starts_with(
+                "unknown setting qemu.accell in environment variable HVKUBED_QEMU__ACCELL; [qemu] has"
+            ),
             "{text}"
         );
 
@@ -355,7 +360,9 @@ mod tests {
             assert!(text.contains(expected), "{toml}: {text}");
             assert!(text.contains(&file.path().display().to_string()), "{toml}: {text}");
         }
-        assert!(refusal(&sources(Some(Path::new("/nonexistent")))).contains("can't read the configuration file"));
+        assert!(
+            refusal(&sources(Some(Path::new("/nonexistent")))).contains("can't read the configuration file")
+        );
     }
 
     #[test]

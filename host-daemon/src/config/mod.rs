@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::hypervisor::qemu::{AccelChoice, ForkChoice};
 use crate::orchestrator::settings::Settings;
 use crate::store::StoreConfig;
 
@@ -55,30 +56,6 @@ pub enum HypervisorKind {
     Process,
 }
 
-/// Whether guest code runs on the CPU itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Accel {
-    /// KVM where a real probe says that it works.
-    Auto,
-    /// KVM, or no start.
-    Kvm,
-    /// Software emulation.
-    Tcg,
-}
-
-/// A switch that can also choose for itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Switch {
-    /// As a probe says.
-    Auto,
-    /// On, or no start.
-    On,
-    /// Off.
-    Off,
-}
-
 /// Settings of the QEMU backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,9 +65,9 @@ pub struct Qemu {
     /// The disk tool.
     pub img_binary: PathBuf,
     /// Accelerator.
-    pub accel: Accel,
+    pub accel: AccelChoice,
     /// Copy-on-write clones of the template's memory.
-    pub fork: Switch,
+    pub fork: ForkChoice,
     /// The helper that connects VMs to bridges.
     pub bridge_helper: PathBuf,
     /// Folders to look for UEFI firmware in.
@@ -200,8 +177,8 @@ impl Config {
             qemu: Qemu {
                 binary: "qemu-system-x86_64".into(),
                 img_binary: "qemu-img".into(),
-                accel: Accel::Auto,
-                fork: Switch::Auto,
+                accel: AccelChoice::Auto,
+                fork: ForkChoice::Auto,
                 bridge_helper: "/usr/lib/qemu/qemu-bridge-helper".into(),
                 firmware_dirs: vec!["/usr/share/OVMF".into(), "/usr/share/edk2/ovmf".into()],
             },

@@ -20,36 +20,69 @@ const fn key(path: &'static str, about: &'static str) -> Key {
 
 /// All settings in the order they are printed; those without a section come first, as TOML wants.
 pub(super) const KEYS: &[Key] = &[
-    key("listen", "Address of the API: loopback only. Port 0 takes a free one; `endpoint` in state_dir tells it."),
-    key("state_dir", "Database, tokens, templates and VMs. Default: /var/lib/hvkube for root, else hvkube in the\nuser's state directory (~/.local/state). HVKUBE_STATE_DIR changes the default."),
-    key("run_dir", "Sockets; keep it short. Empty: /run/hvkube for root, else hvkube in XDG_RUNTIME_DIR, else\nrun in state_dir; another state_dir than the default one gets a directory of its own in there."),
-    key("hypervisor", "\"qemu\" or \"process\". The latter is a private X display per VM, without any isolation."),
-    key("allow_root_exec", "Callers without the admin token may run programs and use files as root in their guests."),
+    key(
+        "listen",
+        "Address of the API: loopback only. Port 0 takes a free one; `endpoint` in state_dir tells it.",
+    ),
+    key(
+        "state_dir",
+        "Database, tokens, templates and VMs. Default: /var/lib/hvkube for root, else hvkube in the\nuser's state directory (~/.local/state). HVKUBE_STATE_DIR changes the default.",
+    ),
+    key(
+        "run_dir",
+        "Sockets; keep it short. Empty: /run/hvkube for root, else hvkube in XDG_RUNTIME_DIR, else\nrun in state_dir; another state_dir than the default one gets a directory of its own in there.",
+    ),
+    key(
+        "hypervisor",
+        "\"qemu\" or \"process\". The latter is a private X display per VM, without any isolation.",
+    ),
+    key(
+        "allow_root_exec",
+        "Callers without the admin token may run programs and use files as root in their guests.",
+    ),
     key("qemu.binary", "Emulator; looked up in the PATH."),
     key("qemu.img_binary", "Disk tool; looked up in the PATH."),
-    key("qemu.accel", "\"auto\" (KVM where a probe says that it works), \"kvm\" or \"tcg\" (software emulation)."),
+    key(
+        "qemu.accel",
+        "\"auto\" (KVM where a probe says that it works), \"kvm\" or \"tcg\" (software emulation).",
+    ),
     key("qemu.fork", "Clone the memory of templates by copy-on-write: \"auto\", \"on\" or \"off\"."),
     key("qemu.bridge_helper", "Helper that connects VMs to bridges of the host."),
-    key("qemu.firmware_dirs", "Folders to look for UEFI firmware (OVMF) in; in the environment and flags with : between them."),
+    key(
+        "qemu.firmware_dirs",
+        "Folders to look for UEFI firmware (OVMF) in; in the environment and flags with : between them.",
+    ),
     key("process.agent_binary", "Guest agent. Empty: hvkube-guest beside hvkubed, else in the PATH."),
     key("process.x_server", "X server; looked up in the PATH."),
     key("process.window_manager", "Window manager; looked up in the PATH. Empty: none."),
     key("orchestrator.host_id", "Id of this host in the API."),
     key("orchestrator.boot_timeout", "How long a guest may take to boot until its agent answers."),
     key("orchestrator.agent_timeout", "How long the agent of a resumed guest may take to answer."),
-    key("orchestrator.settle_quiet", "How long a desktop must be quiet before it becomes a template's clean state."),
+    key(
+        "orchestrator.settle_quiet",
+        "How long a desktop must be quiet before it becomes a template's clean state.",
+    ),
     key("orchestrator.settle_timeout", "When it is taken although it is not quiet."),
     key("orchestrator.provision_parallel", "VMs made at the same time in one pool."),
     key("orchestrator.keep_broken", "How long a VM that failed is kept for a look before it is deleted."),
-    key("orchestrator.keep_ended", "How long ended leases, finished operations and answered requests are kept."),
+    key(
+        "orchestrator.keep_ended",
+        "How long ended leases, finished operations and answered requests are kept.",
+    ),
     key("orchestrator.apply_identity", "Give every clone a hostname, machine id and MAC address of its own."),
     key("store.path", "Database file. Empty: hvkube.db in state_dir."),
     key("store.synchronous", "Commits wait for the disk. Off only for tests."),
-    key("log.level", "\"error\", \"warn\", \"info\", \"debug\", \"trace\", or directives: \"info,hvkube_host::api=debug\"."),
+    key(
+        "log.level",
+        "\"error\", \"warn\", \"info\", \"debug\", \"trace\", or directives: \"info,hvkube_host::api=debug\".",
+    ),
     key("log.format", "\"full\" or \"compact\"."),
     key("shutdown.drain_timeout", "How long calls get to finish when the daemon stops."),
     key("shutdown.moves_timeout", "How long VMs on the move get to arrive when the daemon stops."),
-    key("shutdown.save_vms", "Save running VMs when the daemon stops; otherwise they run on until it is back."),
+    key(
+        "shutdown.save_vms",
+        "Save running VMs when the daemon stops; otherwise they run on until it is back.",
+    ),
 ];
 
 /// The effective settings, each that is no default with its origin.
@@ -147,8 +180,7 @@ mod tests {
     #[test]
     fn what_is_printed_reads_back() {
         let dirs = Dirs { files: Vec::new(), ..Dirs::system() };
-        let sources =
-            Sources { dirs, file: Some(example()), environment: Vec::new(), flags: Vec::new() };
+        let sources = Sources { dirs, file: Some(example()), environment: Vec::new(), flags: Vec::new() };
         let loaded = load(&sources).expect("legal");
         let mut defaults = Config::defaults(&sources.dirs.state_dir);
         defaults.resolve(&sources.dirs);

@@ -29,8 +29,10 @@ impl Cursor {
         for y in part.y..part.y + part.height {
             for x in part.x..part.x + part.width {
                 // Both differences are inside the picture, because `part` is.
-                let from = (i64::from(y) - i64::from(self.y)) * i64::from(self.width) + i64::from(x) - i64::from(self.x);
-                let source = usize::try_from(from).ok().and_then(|i| self.pixels.get(i)).copied().unwrap_or(0);
+                let from = (i64::from(y) - i64::from(self.y)) * i64::from(self.width) + i64::from(x)
+                    - i64::from(self.x);
+                let source =
+                    usize::try_from(from).ok().and_then(|i| self.pixels.get(i)).copied().unwrap_or(0);
                 let at = ((y - area.y) as usize * area.width as usize + (x - area.x) as usize) * 4;
                 if let Some(pixel) = pixels.get_mut(at..at + 3) {
                     blend(source, pixel);
@@ -54,8 +56,14 @@ mod tests {
 
     #[test]
     fn blends_only_where_cursor_and_area_meet() {
-        let cursor =
-            Cursor { serial: 1, x: -1, y: 9, width: 2, height: 2, pixels: vec![0xff00_00ff, 0xffff_ffff, 0, 0x8000_0080] };
+        let cursor = Cursor {
+            serial: 1,
+            x: -1,
+            y: 9,
+            width: 2,
+            height: 2,
+            pixels: vec![0xff00_00ff, 0xffff_ffff, 0, 0x8000_0080],
+        };
         let area = Rect { x: 0, y: 8, width: 2, height: 3 };
         let mut pixels = [100; 2 * 3 * 4];
         cursor.draw(area, (20, 20), &mut pixels);

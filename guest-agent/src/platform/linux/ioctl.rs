@@ -44,7 +44,8 @@ pub(super) fn reseed(random: &File) -> io::Result<()> {
 }
 
 pub(super) fn set_mac_address(interface: &str, mac: [u8; 6]) -> io::Result<()> {
-    let mut request = InterfaceRequest { name: [0; 16], family: ARPHRD_ETHER, address: [0; 14], rest: [0; 8] };
+    let mut request =
+        InterfaceRequest { name: [0; 16], family: ARPHRD_ETHER, address: [0; 14], rest: [0; 8] };
     let bytes = interface.as_bytes();
     // The name ends with a zero byte.
     if bytes.len() >= request.name.len() {

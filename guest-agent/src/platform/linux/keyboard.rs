@@ -84,7 +84,8 @@ impl Keyboard {
         let fence = Fence::new(&conn, root)?;
         let slots = Slots::recover(&conn, root)?;
         // After the recovery, because enigo wants a spare keycode even when it is only asked for the mouse.
-        let settings = Settings { x11_display: Some(display.to_owned()), linux_delay: 0, ..Settings::default() };
+        let settings =
+            Settings { x11_display: Some(display.to_owned()), linux_delay: 0, ..Settings::default() };
         let mouse = Enigo::new(&settings).map_err(|e| DisplayError::Unsupported(e.to_string()))?;
         let (held, buttons) = (Vec::new(), Vec::new());
         Ok(Self { conn, root, device, mouse, keymap: None, slots, fence, held, buttons })
@@ -106,7 +107,10 @@ impl Keyboard {
     fn refresh(&mut self) -> Outcome<(Keymap, State)> {
         let state = self.conn.xkb_get_state(CORE_KEYBOARD)?.reply()?;
         while let Some(event) = self.conn.poll_for_event()? {
-            if matches!(event, Event::XkbMapNotify(_) | Event::XkbNewKeyboardNotify(_) | Event::MappingNotify(_)) {
+            if matches!(
+                event,
+                Event::XkbMapNotify(_) | Event::XkbNewKeyboardNotify(_) | Event::MappingNotify(_)
+            ) {
                 self.keymap = None;
             }
         }
@@ -115,7 +119,8 @@ impl Keyboard {
             self.slots.follow(&keymap);
             self.keymap = Some(keymap);
         }
-        let state = State { group: state.group.into(), mods: bits(state.mods), locked: bits(state.locked_mods) };
+        let state =
+            State { group: state.group.into(), mods: bits(state.mods), locked: bits(state.locked_mods) };
         Ok((self.keymap.clone().unwrap_or_default(), state))
     }
 
@@ -224,11 +229,24 @@ impl Keyboard {
     fn set_lock(&self, on: bool) -> Outcome {
         let mods = if on { ModMask::LOCK } else { ModMask::from(0u16) };
         let none = ModMask::from(0u16);
-        self.conn.xkb_latch_lock_state(CORE_KEYBOARD, ModMask::LOCK, mods, false, xkb::Group::M1, none, false, 0)?;
+        self.conn.xkb_latch_lock_state(
+            CORE_KEYBOARD,
+            ModMask::LOCK,
+            mods,
+            false,
+            xkb::Group::M1,
+            none,
+            false,
+            0,
+        )?;
         Ok(())
     }
 
-    fn wait_for<T>(&self, deadline: Instant, mut wanted: impl FnMut(&Event) -> Option<T>) -> Outcome<Option<T>> {
+    fn wait_for<T>(
+        &self,
+        deadline: Instant,
+        mut wanted: impl FnMut(&Event) -> Option<T>,
+    ) -> Outcome<Option<T>> {
         wait_for(&self.conn, deadline, &Cancel::default(), &mut wanted)
     }
 

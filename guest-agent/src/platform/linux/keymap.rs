@@ -88,7 +88,9 @@ impl Keymap {
         let mut keymap = Self { keys: keys.collect(), types: types.collect(), ..Self::default() };
         let modmap = reply.map.modmap_rtrn.unwrap_or_default();
         let with = |sym: Sym| {
-            let key = modmap.iter().find(|m| keymap.keys.get(&m.keycode).is_some_and(|k| k.syms.first() == Some(&sym)))?;
+            let key = modmap
+                .iter()
+                .find(|m| keymap.keys.get(&m.keycode).is_some_and(|k| k.syms.first() == Some(&sym)))?;
             Some((key.keycode, bits(key.mods)))
         };
         let shift = with(SHIFT_L).filter(|(_, mods)| *mods == SHIFT).map(|(keycode, _)| keycode);
@@ -146,7 +148,10 @@ impl Keymap {
             let from = usize::from(group) * key.width;
             Some(key.syms.get(from..from + key.width)?.contains(&sym))
         };
-        self.keys.iter().find(|(keycode, key)| !except(**keycode) && matching(key) == Some(true)).map(|(k, _)| *k)
+        self.keys
+            .iter()
+            .find(|(keycode, key)| !except(**keycode) && matching(key) == Some(true))
+            .map(|(k, _)| *k)
     }
 
     fn symbol(&self, key: &Key, group: u8, mods: u8) -> Option<Sym> {

@@ -43,10 +43,18 @@ pub(super) fn is_letter(sym: Sym) -> bool {
 
 /// `Return`, `XF86AudioPlay`: all blocks in which names are given. The tables know only the way from keysym to name.
 fn x11_name(name: &str) -> Option<Sym> {
-    let blocks = [0xff00..=0xffff, 0xfe00..=0xfeff, 0x20..=0x20ff, 0x1008_fe00..=0x1008_ffff, 0x0100_0100..=0x0100_28ff];
+    let blocks = [
+        0xff00..=0xffff,
+        0xfe00..=0xfeff,
+        0x20..=0x20ff,
+        0x1008_fe00..=0x1008_ffff,
+        0x0100_0100..=0x0100_28ff,
+    ];
     blocks.into_iter().flatten().find(|&sym| {
         let known = Keysym::new(sym).name();
-        known.is_some_and(|k| k.strip_prefix("XK_").or_else(|| k.strip_prefix("XKB_KEY_")).unwrap_or(k) == name)
+        known.is_some_and(|k| {
+            k.strip_prefix("XK_").or_else(|| k.strip_prefix("XKB_KEY_")).unwrap_or(k) == name
+        })
     })
 }
 

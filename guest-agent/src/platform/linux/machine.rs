@@ -117,7 +117,12 @@ pub fn set_mac_address(mac: &[u8]) -> io::Result<()> {
     ioctl::set_mac_address(&name, mac)?;
     tracing::info!(interface = name, mac = format_mac(mac), "network address set");
     // The units of the golden image and of systemd; one that isn't there is no error to try-restart.
-    spawn(Command::new("systemctl").args(["--no-block", "try-restart", "hvkube-network.service", "systemd-networkd.service"]))
+    spawn(Command::new("systemctl").args([
+        "--no-block",
+        "try-restart",
+        "hvkube-network.service",
+        "systemd-networkd.service",
+    ]))
 }
 
 fn format_mac(mac: [u8; 6]) -> String {

@@ -233,7 +233,9 @@ impl Server {
 
     fn note(&mut self, event: &Event) {
         match event {
-            Event::DamageNotify(_) | Event::XfixesCursorNotify(_) | Event::XinputRawMotion(_) => self.stirred = true,
+            Event::DamageNotify(_) | Event::XfixesCursorNotify(_) | Event::XinputRawMotion(_) => {
+                self.stirred = true
+            }
             _ => {}
         }
     }
@@ -242,14 +244,19 @@ impl Server {
         let now = Instant::now();
         let mut until = self.waiters.iter().map(|w| w.deadline).min();
         if self.segment.is_some() {
-            until = Some(until.map_or(self.captured_at + KEEP_MEMORY, |u| u.min(self.captured_at + KEEP_MEMORY)));
+            until =
+                Some(until.map_or(self.captured_at + KEEP_MEMORY, |u| u.min(self.captured_at + KEEP_MEMORY)));
         }
         if wanted && self.stirred {
-            until = Some(until.map_or(self.collected_at + COLLECT_EVERY, |u| u.min(self.collected_at + COLLECT_EVERY)));
+            until = Some(
+                until.map_or(self.collected_at + COLLECT_EVERY, |u| u.min(self.collected_at + COLLECT_EVERY)),
+            );
         }
         let timeout = until.and_then(|at| Timespec::try_from(at.saturating_duration_since(now)).ok());
-        let mut fds =
-            [PollFd::new(self.conn.stream(), PollFlags::IN), PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN)];
+        let mut fds = [
+            PollFd::new(self.conn.stream(), PollFlags::IN),
+            PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN),
+        ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(DisplayError::Gone(e.to_string())),
@@ -319,7 +326,8 @@ impl Server {
 
     fn expire(&mut self) -> Result<(), DisplayError> {
         let now = Instant::now();
-        let (over, waiting) = std::mem::take(&mut self.waiters).into_iter().partition(|w: &Waiter| w.deadline <= now);
+        let (over, waiting) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|w: &Waiter| w.deadline <= now);
         self.waiters = waiting;
         for Waiter { spec, reply, .. } in over {
             self.collect(spec.cursor)?;
@@ -411,7 +419,9 @@ impl Server {
     }
 
     fn frame(&mut self, spec: CaptureSpec) -> Result<Frame, DisplayError> {
-        if !spec.cursor && let Some((area, _)) = self.drawn.take() {
+        if !spec.cursor
+            && let Some((area, _)) = self.drawn.take()
+        {
             // The host's frame may have the cursor in it.
             self.remember(vec![area]);
         }
@@ -474,7 +484,8 @@ impl Server {
             for rect in rects {
                 let (x, y, width, height) = protocol_rect(*rect)?;
                 let format = ImageFormat::Z_PIXMAP;
-                let image = self.conn.get_image(format, self.root, x, y, width, height, ALL_PLANES)?.reply()?;
+                let image =
+                    self.conn.get_image(format, self.root, x, y, width, height, ALL_PLANES)?.reply()?;
                 let mut pixels = image.data;
                 check_len(pixels.len(), *rect)?;
                 draw(*rect, &mut pixels);
@@ -487,9 +498,11 @@ impl Server {
         for rect in rects {
             let (x, y, width, height) = protocol_rect(*rect)?;
             let format = ImageFormat::Z_PIXMAP.into();
-            let at = u32::try_from(offset).map_err(|_| DisplayError::Unsupported("the screen is too large".into()))?;
-            let cookie =
-                self.conn.shm_get_image(self.root, x, y, width, height, ALL_PLANES, format, segment.id, at)?;
+            let at = u32::try_from(offset)
+                .map_err(|_| DisplayError::Unsupported("the screen is too large".into()))?;
+            let cookie = self
+                .conn
+                .shm_get_image(self.root, x, y, width, height, ALL_PLANES, format, segment.id, at)?;
             replies.push((cookie, offset, *rect));
             offset += byte_len(*rect);
         }
@@ -510,11 +523,12 @@ impl Server {
         self.free_segment()?;
         // Whole megabytes, so that a growing difference does not ask for a new one each time.
         let len = len.next_multiple_of(1 << 20);
-        let size = u32::try_from(len).map_err(|_| DisplayError::Unsupported("the screen is too large".into()))?;
+        let size =
+            u32::try_from(len).map_err(|_| DisplayError::Unsupported("the screen is too large".into()))?;
         let id = self.conn.generate_id()?;
         let reply = self.conn.shm_create_segment(id, size, false)?.reply()?;
-        let memory =
-            SharedMemory::map(&reply.shm_fd, len).map_err(|e| DisplayError::Gone(format!("cannot map memory: {e}")))?;
+        let memory = SharedMemory::map(&reply.shm_fd, len)
+            .map_err(|e| DisplayError::Gone(format!("cannot map memory: {e}")))?;
         self.segment = Some(Segment { id, memory, len });
         Ok(())
     }

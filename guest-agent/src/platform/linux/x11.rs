@@ -45,9 +45,12 @@ pub(super) fn connect(display: &str) -> Result<(RustConnection, Window), Display
     let (conn, screen) = x11rb::connect(Some(display))?;
     let setup = conn.setup();
     let root = setup.roots.get(screen).ok_or_else(|| DisplayError::Unsupported("it has no screen".into()))?;
-    let bits = setup.pixmap_formats.iter().find(|f| f.depth == root.root_depth).map_or(0, |f| f.bits_per_pixel);
+    let bits =
+        setup.pixmap_formats.iter().find(|f| f.depth == root.root_depth).map_or(0, |f| f.bits_per_pixel);
     if bits != 32 || setup.image_byte_order != ImageOrder::LSB_FIRST {
-        return Err(DisplayError::Unsupported(format!("{bits} bits per pixel; 32, little-endian, are needed")));
+        return Err(DisplayError::Unsupported(format!(
+            "{bits} bits per pixel; 32, little-endian, are needed"
+        )));
     }
     let root = root.root;
     Ok((conn, root))

@@ -27,7 +27,10 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn events(events: &[v1::InputEvent]) -> Result<Vec<InputEvent>> {
     if events.is_empty() || events.len() > MAX_EVENTS {
-        return Err(Error::field("events", format!("has {} entries; legal is 1 to {MAX_EVENTS}", events.len())));
+        return Err(Error::field(
+            "events",
+            format!("has {} entries; legal is 1 to {MAX_EVENTS}", events.len()),
+        ));
     }
     events.iter().enumerate().map(|(i, wrapped)| event(&format!("events[{i}]"), wrapped)).collect()
 }
@@ -160,12 +163,18 @@ mod tests {
             ("button.action", Event::Button(v1::ButtonEvent { button: 0, action: 4 })),
             ("click.count", Event::Click(v1::ClickEvent { count: 11, ..Default::default() })),
             ("click.button", Event::Click(v1::ClickEvent { button: -1, ..Default::default() })),
-            ("click.modifiers", Event::Click(v1::ClickEvent { modifiers: vec!["a".into(); 9], ..Default::default() })),
+            (
+                "click.modifiers",
+                Event::Click(v1::ClickEvent { modifiers: vec!["a".into(); 9], ..Default::default() }),
+            ),
             (
                 "click.modifiers[0]",
                 Event::Click(v1::ClickEvent { modifiers: vec![String::new()], ..Default::default() }),
             ),
-            ("drag.path", Event::Drag(v1::DragEvent { path: vec![v1::Point::default()], ..Default::default() })),
+            (
+                "drag.path",
+                Event::Drag(v1::DragEvent { path: vec![v1::Point::default()], ..Default::default() }),
+            ),
             ("scroll.delta_x", Event::Scroll(v1::ScrollEvent { delta_x: 1001, ..Default::default() })),
             ("scroll.delta_y", Event::Scroll(v1::ScrollEvent { delta_y: i32::MIN, ..Default::default() })),
             ("key.key", Event::Key(v1::KeyEvent::default())),
@@ -198,7 +207,10 @@ mod tests {
         let chord = events(&[v1::InputEvent { event: Some(keys) }]).expect("legal");
         assert_eq!(
             chord,
-            [InputEvent::Chord { keys: ["ctrl", "shift", "t"].map(String::from).into(), hold: Duration::ZERO }]
+            [InputEvent::Chord {
+                keys: ["ctrl", "shift", "t"].map(String::from).into(),
+                hold: Duration::ZERO
+            }]
         );
     }
 }

@@ -26,7 +26,8 @@ pub(crate) fn acquire(
     request: &v1::AcquireVmRequest,
 ) -> Result<Acquire> {
     let wait = fields::duration("wait", request.wait, Duration::ZERO..=MAX_WAIT)?;
-    let until_deadline = || deadline.map(|deadline| deadline.left().saturating_sub(ANSWER_TIME).min(MAX_WAIT));
+    let until_deadline =
+        || deadline.map(|deadline| deadline.left().saturating_sub(ANSWER_TIME).min(MAX_WAIT));
     Ok(Acquire {
         pool: fields::name("pool", "pools", &request.pool)?,
         ttl: fields::duration("ttl", request.ttl, TTL)?,

@@ -101,7 +101,10 @@ impl Checked {
         Ok(Self {
             display_name: display_name.to_owned(),
             desired: fields::range("pool.desired_count", pool.desired_count, 0..=MAX_VMS)?,
-            warm: pool.warm_count.map(|warm| fields::range("pool.warm_count", warm, 0..=MAX_VMS)).transpose()?,
+            warm: pool
+                .warm_count
+                .map(|warm| fields::range("pool.warm_count", warm, 0..=MAX_VMS))
+                .transpose()?,
             max_per_host: fields::range("pool.max_per_host", pool.max_per_host, 0..=MAX_VMS)?,
             default_ttl: default_ttl.unwrap_or(DEFAULT_TTL.min(max_ttl)),
             max_ttl,

@@ -31,7 +31,10 @@ pub(crate) fn exec(request: v1::ExecRequest) -> Result<ExecParams> {
     for (name, value) in &request.env {
         let field = || format!("env[{:?}]", fields::cut(name));
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(Error::field(field(), "the name of a variable must not be empty or contain = or U+0000"));
+            return Err(Error::field(
+                field(),
+                "the name of a variable must not be empty or contain = or U+0000",
+            ));
         }
         fields::text(&field(), value, MAX_ARG_BYTES)?;
     }

@@ -51,9 +51,7 @@ fn scaling(options: &v1::ScreenshotOptions) -> Result<Scaling> {
     let side = |side: u32| if side == 0 { Size::MAX_SIDE } else { side };
     match (options.scale, fit) {
         (0.0, None) => Ok(Scaling::None),
-        (0.0, Some(size)) => {
-            Ok(Scaling::Fit(Size { width: side(size.width), height: side(size.height) }))
-        }
+        (0.0, Some(size)) => Ok(Scaling::Fit(Size { width: side(size.width), height: side(size.height) })),
         (factor, None) => Ok(Scaling::Factor(factor)),
         (_, Some(_)) => Err(Error::field("options.max_size", "can't be given together with scale")),
     }
@@ -64,9 +62,10 @@ pub(crate) fn max_fps(value: f64) -> Result<f64> {
     match value {
         0.0 => Ok(DEFAULT_FPS),
         fps if fps > 0.0 && fps <= legal => Ok(fps),
-        other => {
-            Err(Error::field("max_fps", format!("{other} is out of range; legal is more than 0 and at most {legal}")))
-        }
+        other => Err(Error::field(
+            "max_fps",
+            format!("{other} is out of range; legal is more than 0 and at most {legal}"),
+        )),
     }
 }
 
@@ -76,10 +75,10 @@ pub(super) fn point(point: &v1::Point) -> Point {
 
 fn rect(field: &str, rect: &v1::Rect) -> Result<Rect> {
     let at = |name: &str, value: i32| {
-        u32::try_from(value).map_err(|_| Error::field(format!("{field}.{name}"), format!("{value} is negative")))
+        u32::try_from(value)
+            .map_err(|_| Error::field(format!("{field}.{name}"), format!("{value} is negative")))
     };
-    let side =
-        |name: &str, value: u32| fields::range(&format!("{field}.{name}"), value, 1..=Size::MAX_SIDE);
+    let side = |name: &str, value: u32| fields::range(&format!("{field}.{name}"), value, 1..=Size::MAX_SIDE);
     Ok(Rect {
         x: at("x", rect.x)?,
         y: at("y", rect.y)?,

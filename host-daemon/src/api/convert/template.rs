@@ -28,15 +28,12 @@ pub(crate) fn create(caller: &Caller, request: &v1::CreateTemplateRequest) -> Re
     let id = fields::id("template_id", &request.template_id)?;
     let display_name = fields::text("template.display_name", &template.display_name, fields::DISPLAY_NAME)?;
     if template.installed_software.len() > MAX_SOFTWARE {
-        let what = format!("has {} entries, at most {MAX_SOFTWARE} are allowed", template.installed_software.len());
+        let what =
+            format!("has {} entries, at most {MAX_SOFTWARE} are allowed", template.installed_software.len());
         return Err(Error::field("template.installed_software", what));
     }
     for (i, entry) in template.installed_software.iter().enumerate() {
-        fields::required_text(
-            &format!("template.installed_software[{i}]"),
-            entry,
-            fields::DESCRIPTION,
-        )?;
+        fields::required_text(&format!("template.installed_software[{i}]"), entry, fields::DESCRIPTION)?;
     }
     let rdp_port = u16::try_from(template.rdp_port)
         .map_err(|_| Error::field("template.rdp_port", format!("{} is no port", template.rdp_port)))?;
@@ -80,8 +77,7 @@ fn spec(template: &v1::Template) -> Result<TemplateSpec> {
 }
 
 fn boot(source: &v1::TemplateSource) -> Result<Boot> {
-    let firmware =
-        fields::one_of("template.source.firmware", source.firmware, v1::Firmware::as_str_name)?;
+    let firmware = fields::one_of("template.source.firmware", source.firmware, v1::Firmware::as_str_name)?;
     let initrd = path("template.source.initrd_path", &source.initrd_path)?;
     let cmdline = fields::text("template.source.kernel_cmdline", &source.kernel_cmdline, MAX_CMDLINE)?;
     if let Some(kernel) = path("template.source.kernel_path", &source.kernel_path)? {
@@ -218,7 +214,10 @@ mod tests {
         v1::CreateTemplateRequest {
             template_id: "debian".into(),
             template: Some(v1::Template {
-                source: Some(v1::TemplateSource { disk_path: "/images/d.qcow2".into(), ..Default::default() }),
+                source: Some(v1::TemplateSource {
+                    disk_path: "/images/d.qcow2".into(),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             request_id: String::new(),
@@ -243,12 +242,16 @@ mod tests {
             ("template.memory_mb", |_, t, _| t.memory_mb = 63),
             ("template.cpu_count", |_, t, _| t.cpu_count = 65),
             ("template.installed_software", |_, t, _| t.installed_software = vec!["a".into(); 257]),
-            ("template.installed_software[1]", |_, t, _| t.installed_software = vec!["a".into(), String::new()]),
+            ("template.installed_software[1]", |_, t, _| {
+                t.installed_software = vec!["a".into(), String::new()]
+            }),
             ("template.network", |_, t, _| t.network = 9),
             ("template.bridge", |_, t, _| t.bridge = "br0".into()),
             ("template.bridge", |_, t, _| t.network = v1::NetworkMode::Bridge.into()),
             ("template.display.width", |_, t, _| t.display = Some(v1::DisplaySize { width: 100, height: 0 })),
-            ("template.display.height", |_, t, _| t.display = Some(v1::DisplaySize { width: 0, height: 5000 })),
+            ("template.display.height", |_, t, _| {
+                t.display = Some(v1::DisplaySize { width: 0, height: 5000 })
+            }),
             ("template.rdp_port", |_, t, _| t.rdp_port = 65_536),
             ("template.source.disk_path", |_, _, s| s.disk_path.clear()),
             ("template.source.disk_path", |_, _, s| s.disk_path = "d.qcow2".into()),

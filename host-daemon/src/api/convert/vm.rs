@@ -42,7 +42,8 @@ pub(crate) fn filter(request: &v1::ListVmsRequest) -> Result<VmFilter> {
     for (i, state) in request.states.iter().enumerate() {
         let field = format!("states[{i}]");
         let state = fields::one_of(&field, *state, v1::VmState::as_str_name)?;
-        states.push(from_state(state).ok_or_else(|| Error::field(field, "VM_STATE_UNSPECIFIED is no state"))?);
+        states
+            .push(from_state(state).ok_or_else(|| Error::field(field, "VM_STATE_UNSPECIFIED is no state"))?);
     }
     Ok(VmFilter { pool: fields::optional_name("pool", "pools", &request.pool)?, states })
 }
@@ -87,7 +88,12 @@ pub(crate) fn to_proto(view: &VmView) -> v1::Vm {
         .into(),
         lease: name_of("leases", vm.lease.as_ref()),
         disk_path: view.files.disk.display().to_string(),
-        saved_state_path: view.files.saved_state.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+        saved_state_path: view
+            .files
+            .saved_state
+            .as_ref()
+            .map(|p| p.display().to_string())
+            .unwrap_or_default(),
         ip_address: vm.ip_address.clone(),
         rdp_port: vm.rdp_port.into(),
         memory_mb: vm.memory_mb,

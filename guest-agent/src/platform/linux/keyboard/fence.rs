@@ -10,7 +10,8 @@ use x11rb::errors::ReplyError;
 use x11rb::protocol::Event;
 use x11rb::protocol::damage::{ConnectionExt as _, ReportLevel};
 use x11rb::protocol::xproto::{
-    AtomEnum, ChangeWindowAttributesAux, ClientMessageEvent, ConnectionExt as _, EventMask, InputFocus, Window,
+    AtomEnum, ChangeWindowAttributesAux, ClientMessageEvent, ConnectionExt as _, EventMask, InputFocus,
+    Window,
 };
 use x11rb::rust_connection::RustConnection;
 
@@ -53,7 +54,11 @@ impl Fence {
     /// Waits until everything typed so far has been handled.
     pub(super) fn wait(&mut self, conn: &RustConnection, cancel: &Cancel) -> Outcome {
         let Some(target) = self.target(conn)? else { return Ok(()) };
-        if target.answers { self.ask(conn, target.window, cancel) } else { watch(conn, target.window, cancel) }
+        if target.answers {
+            self.ask(conn, target.window, cancel)
+        } else {
+            watch(conn, target.window, cancel)
+        }
     }
 
     /// As [`Self::wait`], but not for programs that can only be watched.
@@ -103,7 +108,9 @@ impl Fence {
         let message = ClientMessageEvent::new(32, window, self.protocols, [self.ping, token, window, 0, 0]);
         conn.send_event(false, window, EventMask::NO_EVENT, message)?;
         let answer = wait_for(conn, Instant::now() + PATIENCE, cancel, &mut |event| match event {
-            Event::ClientMessage(m) if m.type_ == self.protocols && m.data.as_data32()[..2] == [self.ping, token] => {
+            Event::ClientMessage(m)
+                if m.type_ == self.protocols && m.data.as_data32()[..2] == [self.ping, token] =>
+            {
                 Some(true)
             }
             Event::DestroyNotify(e) if e.window == window => Some(false),

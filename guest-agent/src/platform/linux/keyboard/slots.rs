@@ -45,8 +45,12 @@ impl Slots {
     pub(super) fn recover(conn: &RustConnection, root: Window) -> Result<Self, ReplyError> {
         let property = conn.intern_atom(false, PROPERTY)?.reply()?.atom;
         let lent = conn.get_property(true, root, property, AtomEnum::CARDINAL, 0, 256)?.reply()?;
-        let left: BTreeMap<u8, (Sym, Sym)> =
-            lent.value32().into_iter().flatten().filter_map(|k| Some((u8::try_from(k).ok()?, (0, 0)))).collect();
+        let left: BTreeMap<u8, (Sym, Sym)> = lent
+            .value32()
+            .into_iter()
+            .flatten()
+            .filter_map(|k| Some((u8::try_from(k).ok()?, (0, 0))))
+            .collect();
         if !left.is_empty() {
             tracing::info!(keycodes = left.len(), "keymap of an earlier agent restored");
             assign(conn, &left)?;
@@ -58,7 +62,9 @@ impl Slots {
     pub(super) fn follow(&mut self, keymap: &Keymap) {
         self.two_levels = keymap.has_shift();
         // Slots that no longer hold what we put there have been taken away by a new layout.
-        self.slots.retain(|&keycode, slot| slot.plain != 0 && keymap.levels(keycode) == Some((slot.plain, slot.shifted)));
+        self.slots.retain(|&keycode, slot| {
+            slot.plain != 0 && keymap.levels(keycode) == Some((slot.plain, slot.shifted))
+        });
         for keycode in keymap.spare() {
             self.slots.insert(keycode, Slot::default());
         }
@@ -79,9 +85,13 @@ impl Slots {
 
     /// How to type a lent keysym.
     pub(super) fn stroke(&self, sym: Sym) -> Option<Stroke> {
-        let plain = self.slots.iter().find(|(_, s)| s.plain == sym).map(|(&keycode, _)| Stroke { keycode, mods: 0 });
+        let plain =
+            self.slots.iter().find(|(_, s)| s.plain == sym).map(|(&keycode, _)| Stroke { keycode, mods: 0 });
         plain.or_else(|| {
-            self.slots.iter().find(|(_, s)| s.shifted == sym).map(|(&keycode, _)| Stroke { keycode, mods: SHIFT })
+            self.slots
+                .iter()
+                .find(|(_, s)| s.shifted == sym)
+                .map(|(&keycode, _)| Stroke { keycode, mods: SHIFT })
         })
     }
 
