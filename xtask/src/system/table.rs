@@ -64,7 +64,7 @@ const IMAGE: &[Need] = &[
     without_root(program("fakeroot", "fakeroot")),
     without_root(program("uidmap", "newuidmap")),
 ];
-const VM: &[Need] = &[QEMU_SYSTEM, QEMU_UTILS, program("passt", "passt")];
+const VM: &[Need] = &[QEMU_SYSTEM, QEMU_UTILS];
 const DISPLAY_TESTS: &[Need] = &[
     program("xvfb", "Xvfb"),
     program("openbox", "openbox"),
