@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -18,8 +18,6 @@ use crate::progress::Step;
 
 /// How many of a failed program's last lines the error shows.
 const TAIL_LINES: usize = 20;
-/// How long a program may clean up after SIGTERM. Removing a half-installed system from a slow disk takes a while.
-const GRACE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
 /// A program that ran and failed.
@@ -109,7 +107,7 @@ fn attend(
     });
 
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
-    let mut interrupted_at: Option<Instant> = None;
+    let mut told = false;
     let status = loop {
         match incoming.recv_timeout(POLL) {
             Ok(line) if line.is_empty() => {}
@@ -131,13 +129,11 @@ fn attend(
                 }
             }
         }
-        match interrupted_at {
-            None if interrupt::requested() => {
-                signal_all(&child, Signal::TERM);
-                interrupted_at = Some(Instant::now());
-            }
-            Some(since) if since.elapsed() >= GRACE => signal_all(&child, Signal::KILL),
-            _ => {}
+        // Told once, and then waited for as long as it takes: a program that is killed while it cleans up may leave mounts
+        // behind. Who cannot wait presses Ctrl-C again.
+        if interrupt::requested() && !told {
+            told = true;
+            terminate_all(&child);
         }
     };
     interrupt::check()?;
@@ -182,11 +178,11 @@ fn failure(name: &str, status: ExitStatus) -> String {
     }
 }
 
-/// Signals a child and everything it started.
-fn signal_all(child: &Child, signal: Signal) {
+/// Asks a child and everything it started to end.
+fn terminate_all(child: &Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         // It may have ended, or run as another user through sudo; then there is nothing more to do.
-        let _ = kill_process_group(group, signal);
+        let _ = kill_process_group(group, Signal::TERM);
     }
 }
 
