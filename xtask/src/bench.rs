@@ -48,6 +48,12 @@ struct Resume {
     /// Measure another system in turns with ours; libvirt needs root
     #[arg(long, value_enum, value_name = "PEER")]
     vs: Option<Peer>,
+    /// Measure the programs of this folder instead of building them
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// Use this golden image instead of building one
+    #[arg(long, value_name = "DIR")]
+    image: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -105,10 +111,19 @@ fn resume(args: &Resume) -> anyhow::Result<()> {
         jobs.push(Job::BenchLibvirt);
     }
     system::ensure(&jobs)?;
-    let step = Step::start("building, optimised");
-    let programs = cargo::build(&["hvkube-host", "hvkube-cli", "hvkube-tests"], "release", &step)?;
-    step.done();
-    let image = image::build(&image::Args::default())?;
+    let programs = match &args.programs {
+        Some(folder) => Programs::in_folder(folder, &["hvkubed", "hvkube", "hvkube-bench"])?,
+        None => {
+            let step = Step::start("building, optimised");
+            let programs = cargo::build(&["hvkube-host", "hvkube-cli", "hvkube-tests"], "release", &step)?;
+            step.done();
+            programs
+        }
+    };
+    let image = match &args.image {
+        Some(folder) => std::path::absolute(folder).context("find the image")?,
+        None => image::build(&image::Args::default())?,
+    };
     interrupt::check()?;
 
     let step = Step::start("starting hvkubed");

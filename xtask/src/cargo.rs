@@ -33,6 +33,20 @@ pub(crate) fn cargo() -> Command {
 pub(crate) struct Programs(BTreeMap<String, PathBuf>);
 
 impl Programs {
+    /// Those of a folder, built earlier.
+    ///
+    /// # Errors
+    /// When one of them is not there.
+    pub(crate) fn in_folder(folder: &Path, names: &[&str]) -> anyhow::Result<Self> {
+        let folder = std::path::absolute(folder).context("find the folder of programs")?;
+        let find = |name: &&str| {
+            let path = folder.join(name);
+            anyhow::ensure!(path.is_file(), "there is no {}", path.display());
+            Ok(((*name).to_owned(), path))
+        };
+        Ok(Self(names.iter().map(find).collect::<anyhow::Result<_>>()?))
+    }
+
     /// Where one is.
     ///
     /// # Errors

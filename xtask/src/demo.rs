@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
-use crate::cargo;
+use crate::cargo::{self, Programs};
 use crate::image::{self, Stamp};
 use crate::interrupt;
 use crate::progress::Step;
@@ -33,6 +33,12 @@ pub(crate) struct Args {
     /// Build the daemon and the command line tool optimised; takes minutes more the first time
     #[arg(long)]
     release: bool,
+    /// Run the hvkubed and hvkube of this folder instead of building them
+    #[arg(long, value_name = "DIR", conflicts_with = "release")]
+    programs: Option<PathBuf>,
+    /// Use this golden image instead of building one
+    #[arg(long, value_name = "DIR")]
+    image: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -43,14 +49,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     system::ensure(&[Job::Build, Job::Vm, Job::Image])?;
     table.row("packages of this machine", started.elapsed());
 
-    let step = Step::start("building hvkubed and hvkube");
-    let profile = if args.release { "release" } else { "dev" };
-    let programs = cargo::build(&["hvkube-host", "hvkube-cli"], profile, &step)?;
-    table.row("hvkubed and hvkube built", step.done());
-
-    let started = Instant::now();
-    let image = image::build(&image::Args::default())?;
-    table.row("golden image", started.elapsed());
+    let programs = match &args.programs {
+        Some(folder) => Programs::in_folder(folder, &["hvkubed", "hvkube"])?,
+        None => {
+            let step = Step::start("building hvkubed and hvkube");
+            let profile = if args.release { "release" } else { "dev" };
+            let programs = cargo::build(&["hvkube-host", "hvkube-cli"], profile, &step)?;
+            table.row("hvkubed and hvkube built", step.done());
+            programs
+        }
+    };
+    let image = match &args.image {
+        Some(folder) => std::path::absolute(folder).context("find the image")?,
+        None => {
+            let started = Instant::now();
+            let folder = image::build(&image::Args::default())?;
+            table.row("golden image", started.elapsed());
+            folder
+        }
+    };
     interrupt::check()?;
 
     let step = Step::start("starting hvkubed");

@@ -144,8 +144,7 @@ mod tests {
 
     #[test]
     fn removed_packages_and_old_ones_are_missing() {
-        let dpkg =
-            "qemu-utils installed 1:7.2+dfsg-7\nqemu-system-x86 config-files 1:10.0.2\n";
+        let dpkg = "qemu-utils installed 1:7.2+dfsg-7\nqemu-system-x86 config-files 1:10.0.2\n";
         let names: Vec<_> = missing_of(Job::Vm, dpkg).iter().map(|need| need.package).collect();
         assert_eq!(names, ["qemu-system-x86", "qemu-utils"]);
         let dpkg = "qemu-system-x86 installed 1:10.0.2+ds-2+deb13u1~bpo12+1\nqemu-utils installed 1:11.1\n";
@@ -176,10 +175,7 @@ mod tests {
         let missing = missing_of(Job::Vm, "");
         assert_eq!(
             Plan::new(&missing, &release("trixie", false)).commands(false),
-            [
-                "apt-get update",
-                "apt-get install --yes --no-install-recommends qemu-system-x86 qemu-utils"
-            ]
+            ["apt-get update", "apt-get install --yes --no-install-recommends qemu-system-x86 qemu-utils"]
         );
     }
 
