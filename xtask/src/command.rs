@@ -2,7 +2,8 @@
 //! reaches them too.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader};
+use std::fmt;
+use std::io::{BufRead as _, BufReader, PipeReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -19,21 +20,81 @@ use crate::progress::Step;
 const TAIL_LINES: usize = 20;
 const POLL: Duration = Duration::from_millis(100);
 
+/// A program that ran and failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// Its exit code; none when a signal ended it.
+    pub(crate) code: Option<i32>,
+    text: String,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Failed {}
+
 /// Runs `command` to its end, showing its output as notes of `step`.
 ///
 /// # Errors
-/// When it cannot start, fails (with the end of its output), or somebody interrupts.
+/// When it cannot start, fails ([`Failed`], with the end of its output), or somebody interrupts.
 pub(crate) fn run(command: &mut Command, step: &Step) -> anyhow::Result<()> {
+    watch(command, step, |line| step.note(line))
+}
+
+/// Like [`run`], and gives every line of the output to `see`.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn watch(command: &mut Command, step: &Step, see: impl FnMut(&str)) -> anyhow::Result<()> {
     let name = program(command);
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    command.stdout(writer.try_clone().context("clone a pipe")?).stderr(writer);
+    let child = spawn(command, &name)?;
+    attend(child, reader, &name, step, see)
+}
+
+/// Runs `command` to its end, showing what it tells people as notes of `step`, and returns its stdout.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn answer(command: &mut Command, step: &Step) -> anyhow::Result<Vec<u8>> {
+    let name = program(command);
+    let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    let (mut stdout, stdout_writer) = std::io::pipe().context("make a pipe")?;
+    command.stdout(stdout_writer).stderr(writer);
+    let child = spawn(command, &name)?;
+    let collected = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stdout.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    attend(child, reader, &name, step, |line| step.note(line))?;
+    match collected.join() {
+        Ok(bytes) => bytes.with_context(|| format!("read what {name} printed")),
+        Err(_) => bail!("reading what {name} printed failed"),
+    }
+}
+
+fn spawn(command: &mut Command, name: &str) -> anyhow::Result<Child> {
     // In a group of its own, so that one signal reaches all its children, and exactly once: a program that is cleaning up
     // must not be told again.
     command.process_group(0);
-    command.stdin(Stdio::null()).stdout(writer.try_clone().context("clone a pipe")?).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("start {name}"))?;
-    // The command still owns the pipe's write end; without this the reader never sees the end.
+    let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("start {name}"))?;
+    // The command still owns the pipes' write ends; without this their readers never see the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(child)
+}
 
+/// Gives a program's lines to `see` until it has ended; an interrupt ends it.
+fn attend(
+    mut child: Child,
+    reader: PipeReader,
+    name: &str,
+    step: &Step,
+    mut see: impl FnMut(&str),
+) -> anyhow::Result<()> {
     // 64 lines: enough not to stall the program while a note is drawn, and no more memory than that.
     let (lines, incoming) = sync_channel(64);
     thread::spawn(move || {
@@ -51,7 +112,7 @@ pub(crate) fn run(command: &mut Command, step: &Step) -> anyhow::Result<()> {
         match incoming.recv_timeout(POLL) {
             Ok(line) if line.is_empty() => {}
             Ok(line) => {
-                step.note(&line);
+                see(&line);
                 if tail.len() == TAIL_LINES {
                     tail.pop_front();
                 }
@@ -61,6 +122,7 @@ pub(crate) fn run(command: &mut Command, step: &Step) -> anyhow::Result<()> {
                 break child.wait().with_context(|| format!("wait for {name}"))?;
             }
             Err(RecvTimeoutError::Timeout) => {
+                step.tick();
                 // A daemon it left behind may hold the pipe open: the program's own end counts.
                 if let Some(status) = child.try_wait().with_context(|| format!("wait for {name}"))? {
                     break status;
@@ -76,7 +138,8 @@ pub(crate) fn run(command: &mut Command, step: &Step) -> anyhow::Result<()> {
     };
     interrupt::check()?;
     if !status.success() {
-        bail!("{}:\n{}", failure(&name, status), Vec::from(tail).join("\n"));
+        let text = format!("{}:\n{}", failure(name, status), Vec::from(tail).join("\n"));
+        return Err(Failed { code: status.code(), text }.into());
     }
     Ok(())
 }
@@ -132,11 +195,23 @@ mod tests {
         let step = Step::start("test");
         let mut command = Command::new("sh");
         command.args(["-c", "for i in $(seq 1 40); do echo line $i; done; echo wrong >&2; exit 3"]);
-        let error = run(&mut command, &step).unwrap_err().to_string();
+        let error = run(&mut command, &step).unwrap_err();
         step.done();
+        assert_eq!(error.downcast_ref::<Failed>().unwrap().code, Some(3));
+        let error = error.to_string();
         assert!(error.starts_with("sh failed with exit code 3"), "{error}");
         assert!(error.ends_with("wrong"), "{error}");
         assert!(error.contains("line 40") && !error.contains("line 5\n"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_is_stdout_alone() {
+        let step = Step::start("test");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo working >&2; seq 1 20000"]);
+        let bytes = answer(&mut command, &step).unwrap();
+        step.done();
+        assert!(bytes.starts_with(b"1\n2\n") && bytes.ends_with(b"\n20000\n"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::cargo::workspace;
 use crate::interrupt;
 use crate::progress::Step;
 use crate::system::{self, Job};
@@ -95,11 +96,6 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<PathBuf> {
     };
     cache.prune(args.flavour.name())?;
     Ok(folder)
-}
-
-/// The workspace's folder: xtask only ever runs out of its checkout.
-pub(crate) fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
 /// The first 12 digits of a SHA-256: enough to tell apart the few images of one cache, short enough for a folder's name.

@@ -5,11 +5,13 @@
 //! interrupted.
 
 mod bench;
+mod cargo;
 mod command;
 mod demo;
 mod image;
 mod interrupt;
 mod progress;
+mod stage;
 mod system;
 mod test;
 

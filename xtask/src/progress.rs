@@ -22,8 +22,16 @@ pub(crate) struct Step {
 impl Step {
     /// Announces the work.
     pub(crate) fn start(name: impl Into<String>) -> Self {
-        let name = name.into();
-        let bar = std::io::stderr().is_terminal().then(|| {
+        Self::new(name.into(), std::io::stderr().is_terminal())
+    }
+
+    /// Announces work whose own output is passed on, so that a spinner would only be in its way.
+    pub(crate) fn plain(name: impl Into<String>) -> Self {
+        Self::new(name.into(), false)
+    }
+
+    fn new(name: String, spins: bool) -> Self {
+        let bar = spins.then(|| {
             let style =
                 ProgressStyle::with_template("{spinner:.cyan} {prefix} {elapsed:.dim} {wide_msg:.dim}")
                     .unwrap_or_else(|_| ProgressStyle::default_spinner());
@@ -45,6 +53,14 @@ impl Step {
         } else if self.last_note.get().elapsed() >= PLAIN_NOTE_EVERY {
             self.last_note.set(Instant::now());
             eprintln!("  {} {} ... {text}", self.name, seconds(self.started.elapsed()));
+        }
+    }
+
+    /// Shows that the work still goes on, where nothing else can be said about it.
+    pub(crate) fn tick(&self) {
+        if self.bar.is_none() && self.last_note.get().elapsed() >= PLAIN_NOTE_EVERY {
+            self.last_note.set(Instant::now());
+            eprintln!("  {} {} ...", self.name, seconds(self.started.elapsed()));
         }
     }
 

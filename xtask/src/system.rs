@@ -22,6 +22,12 @@ use table::Need;
 #[derive(Debug)]
 pub(crate) struct NeedsPackages(String);
 
+impl NeedsPackages {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
 impl fmt::Display for NeedsPackages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -1,13 +1,12 @@
 //! The guest agent that goes into the image.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
-use super::{read, workspace};
-use crate::command;
+use super::read;
+use crate::cargo;
 use crate::progress::Step;
 
 /// A binary that can run in the guest.
@@ -40,26 +39,9 @@ impl Agent {
 /// Builds the workspace's own agent and returns where it is.
 pub(super) fn build() -> anyhow::Result<PathBuf> {
     let step = Step::start("building the guest agent");
-    let cargo = || {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(workspace()).args(["build", "--profile", "guest", "--package", "hvkube-guest"]);
-        cargo
-    };
-    // Twice: once to show how it goes, then, with nothing left to do, to learn where the binary is.
-    command::run(&mut cargo(), &step)?;
-    let messages = command::output(cargo().args(["--quiet", "--message-format=json"]))?;
-    let path = executable(&messages).context("cargo built no binary hvkube-guest")?;
+    let path = cargo::build(&["hvkube-guest"], "guest", &step)?.get("hvkube-guest")?.to_owned();
     step.done();
     Ok(path)
-}
-
-/// The binary named in cargo's JSON messages.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "hvkube-guest")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
 /// The newest `GLIBC_x.y` symbol version a binary asks for; none for a static one or a script.
@@ -101,18 +83,5 @@ mod tests {
         let error = Agent::read(&path, "2.36").unwrap_err().to_string();
         assert!(error.contains("needs glibc 2.39, the image has 2.36"), "{error}");
         assert_eq!(Agent::read(&path, "2.39").unwrap().sha256.len(), 64);
-    }
-
-    #[test]
-    fn cargo_says_where_the_binary_is() {
-        let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}"#,
-            "\nnot json\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"hvkube-guest"},"executable":null}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"hvkube-guest"},"executable":"/t/guest/hvkube-guest"}"#,
-        );
-        assert_eq!(executable(messages), Some("/t/guest/hvkube-guest".into()));
-        assert_eq!(executable(""), None);
     }
 }

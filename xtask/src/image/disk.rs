@@ -200,7 +200,7 @@ mod tests {
 
     fn inputs() -> (Spec, Rootfs, Vec<OverlayFile>, Agent) {
         let spec =
-            Spec::load(&super::super::workspace().join("packer/linux-desktop"), Flavour::Plain).unwrap();
+            Spec::load(&crate::cargo::workspace().join("packer/linux-desktop"), Flavour::Plain).unwrap();
         let rootfs = Rootfs {
             archive: "rootfs.tar".into(),
             key: "plain-0".into(),

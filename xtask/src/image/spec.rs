@@ -260,6 +260,6 @@ mod tests {
     }
 
     fn repository() -> PathBuf {
-        crate::image::workspace().join("packer/linux-desktop")
+        crate::cargo::workspace().join("packer/linux-desktop")
     }
 }

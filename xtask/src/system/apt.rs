@@ -144,17 +144,17 @@ mod tests {
 
     #[test]
     fn removed_packages_and_old_ones_are_missing() {
-        let dpkg =
-            "passt installed 0.0\nqemu-utils installed 1:7.2+dfsg-7\nqemu-system-x86 config-files 1:10.0.2\n";
+        let dpkg = "qemu-utils installed 1:7.2+dfsg-7\nqemu-system-x86 config-files 1:10.0.2\n";
         let names: Vec<_> = missing_of(Job::Vm, dpkg).iter().map(|need| need.package).collect();
         assert_eq!(names, ["qemu-system-x86", "qemu-utils"]);
-        let dpkg = "qemu-system-x86 installed 1:10.0.2+ds-2+deb13u1~bpo12+1\nqemu-utils installed 1:11.1\npasst installed 0\n";
+        let dpkg = "qemu-system-x86 installed 1:10.0.2+ds-2+deb13u1~bpo12+1\nqemu-utils installed 1:11.1\n";
         assert!(missing_of(Job::Vm, dpkg).is_empty());
     }
 
     #[test]
     fn bookworm_takes_qemu_from_backports_and_adds_the_source_once() {
-        let missing = missing_of(Job::Vm, "");
+        let mut missing = missing_of(Job::Vm, "");
+        missing.extend(missing_of(Job::Tools, ""));
         let fresh = Plan::new(&missing, &release("bookworm", false)).commands(true);
         assert_eq!(
             fresh,
@@ -162,7 +162,7 @@ mod tests {
                 "echo 'deb http://deb.debian.org/debian bookworm-backports main' | sudo tee \
                  /etc/apt/sources.list.d/hvkube-backports.list",
                 "sudo apt-get update",
-                "sudo apt-get install --yes --no-install-recommends passt",
+                "sudo apt-get install --yes --no-install-recommends python3-venv",
                 "sudo apt-get install --yes --no-install-recommends --target-release bookworm-backports \
                  qemu-system-x86 qemu-utils",
             ]
@@ -175,10 +175,7 @@ mod tests {
         let missing = missing_of(Job::Vm, "");
         assert_eq!(
             Plan::new(&missing, &release("trixie", false)).commands(false),
-            [
-                "apt-get update",
-                "apt-get install --yes --no-install-recommends qemu-system-x86 qemu-utils passt"
-            ]
+            ["apt-get update", "apt-get install --yes --no-install-recommends qemu-system-x86 qemu-utils"]
         );
     }
 

@@ -4,21 +4,18 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Job {
     /// Compile the workspace.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
     Build,
     /// Build golden images.
     Image,
     /// Run virtual machines.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
     Vm,
     /// Test against real X servers, window managers and editors on this machine.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
     DisplayTests,
     /// Test templates that boot with firmware.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
     Firmware,
+    /// Install tools that come from PyPI.
+    Tools,
     /// Measure libvirt beside us.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for demo and test, which are not built yet"))]
     BenchLibvirt,
 }
 
@@ -67,7 +64,7 @@ const IMAGE: &[Need] = &[
     without_root(program("fakeroot", "fakeroot")),
     without_root(program("uidmap", "newuidmap")),
 ];
-const VM: &[Need] = &[QEMU_SYSTEM, QEMU_UTILS, program("passt", "passt")];
+const VM: &[Need] = &[QEMU_SYSTEM, QEMU_UTILS];
 const DISPLAY_TESTS: &[Need] = &[
     program("xvfb", "Xvfb"),
     program("openbox", "openbox"),
@@ -79,6 +76,7 @@ const DISPLAY_TESTS: &[Need] = &[
     package("fonts-noto-color-emoji"),
 ];
 const FIRMWARE: &[Need] = &[package("ovmf"), package("seabios")];
+const TOOLS: &[Need] = &[package("python3-venv")];
 const BENCH_LIBVIRT: &[Need] = &[
     program("libvirt-daemon", "libvirtd"),
     program("libvirt-clients", "virsh"),
@@ -93,6 +91,7 @@ impl Job {
             Self::Vm => VM,
             Self::DisplayTests => DISPLAY_TESTS,
             Self::Firmware => FIRMWARE,
+            Self::Tools => TOOLS,
             Self::BenchLibvirt => BENCH_LIBVIRT,
         }
     }
@@ -119,7 +118,15 @@ mod tests {
 
     #[test]
     fn every_job_names_packages_apt_could_install() {
-        let jobs = [Job::Build, Job::Image, Job::Vm, Job::DisplayTests, Job::Firmware, Job::BenchLibvirt];
+        let jobs = [
+            Job::Build,
+            Job::Image,
+            Job::Vm,
+            Job::DisplayTests,
+            Job::Firmware,
+            Job::Tools,
+            Job::BenchLibvirt,
+        ];
         for need in jobs.into_iter().flat_map(Job::needs) {
             let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
             assert!(need.package.chars().all(legal), "{}", need.package);

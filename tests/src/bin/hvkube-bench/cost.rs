@@ -1,0 +1,61 @@
+//! What VMs occupy on the host.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+
+/// Bytes that a folder's files take on disk, without the database: its log grows and shrinks by steps that have nothing
+/// to do with one VM.
+pub(crate) fn disk_bytes(folder: &Path) -> anyhow::Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let entry = entry?;
+        // Files may go while we look; they take nothing then.
+        let Ok(about) = entry.path().symlink_metadata() else { continue };
+        if about.is_dir() {
+            sum += disk_bytes(&entry.path())?;
+        } else if !entry.file_name().to_string_lossy().starts_with("hvkube.db") {
+            sum += about.blocks() * 512;
+        }
+    }
+    Ok(sum)
+}
+
+/// Bytes of memory that a process alone occupies and the kernel cannot simply drop: pages of files that it only reads
+/// are the file's, and shared by all clones.
+pub(crate) fn private_bytes(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    anonymous(&text).with_context(|| format!("find the anonymous memory in {path}"))
+}
+
+fn anonymous(smaps: &str) -> Option<u64> {
+    let line = smaps.lines().find_map(|line| line.strip_prefix("Anonymous:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_as_the_kernel_writes_it() {
+        assert_eq!(anonymous("Rss:  9 kB\nAnonymous:         40960 kB\nLazyFree: 0 kB"), Some(40_960 * 1024));
+        assert_eq!(anonymous("Rss: 9 kB"), None);
+        assert!(private_bytes(std::process::id()).expect("our own memory") > 4096);
+    }
+
+    #[test]
+    fn holes_take_no_disk_and_the_database_does_not_count() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let sparse = fs::File::create(folder.path().join("sparse")).expect("file");
+        sparse.set_len(1 << 30).expect("size");
+        fs::create_dir(folder.path().join("vms")).expect("directory");
+        fs::write(folder.path().join("vms/full"), vec![1; 8192]).expect("file");
+        fs::write(folder.path().join("hvkube.db-wal"), vec![1; 1 << 20]).expect("file");
+        let bytes = disk_bytes(folder.path()).expect("sum");
+        assert!((8192..1 << 18).contains(&bytes), "{bytes}");
+    }
+}

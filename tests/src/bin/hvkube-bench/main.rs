@@ -1,0 +1,50 @@
+//! Drives a running daemon through benchmarks and writes what it saw as JSON; `cargo xtask bench` starts it and judges.
+//!
+//! The daemon is the one that `HVKUBE_STATE_DIR` names. Times of the phases of an acquire are the daemon's own, from
+//! the readiness receipt; all others are the client's, from the call to its answer.
+
+mod cost;
+mod peer;
+mod resume;
+mod samples;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use hvkube_sdk::Client;
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// How fast desktops come, go and come back, and what they cost
+    Resume(resume::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Template that is ready
+    #[arg(long)]
+    template: String,
+    /// How many rounds
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Where the samples go
+    #[arg(long)]
+    output: PathBuf,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let Bench::Resume(args) = Cli::parse().bench;
+    let client = Client::connect().await.context("connect to the daemon")?;
+    let samples = resume::run(&client, &args).await?;
+    let text = serde_json::to_string_pretty(&samples.to_json())?;
+    let output = &args.common.output;
+    std::fs::write(output, text).with_context(|| format!("write {}", output.display()))
+}
