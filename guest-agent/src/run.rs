@@ -79,6 +79,10 @@ fn root_home() -> Home {
 /// When there is no such user, or the display is not usable or goes away.
 pub fn worker(user: &str, display: &str) -> anyhow::Result<()> {
     let user = User::by_name(user)?;
+    // The supervisor may be spared when memory runs out; the desktop's programs, which inherit this, must not be.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "0") {
+        tracing::debug!(%error, "oom score not reset");
+    }
     become_user(&user).with_context(|| format!("cannot become {}", user.name))?;
     block_on(async move {
         let mut control = Control::from_stdin().context("standard input is not the supervisor's socket")?;

@@ -9,14 +9,16 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
-use hvkube_proto::preface::{Hello, PrefaceError, VERSION, Welcome, WelcomeScanner};
+use hvkube_proto::preface::{Hello, PrefaceError, VERSION, WELCOME_LEN, Welcome, WelcomeScanner};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::Service;
@@ -52,8 +54,7 @@ pub enum HandshakeError {
 
 /// Greets the host and waits for the answer that repeats our nonce; gives the session's epoch.
 ///
-/// A WELCOME with another nonce answers an older HELLO and is skipped. One whose nonce is all zeroes is a knock: a host
-/// that came to an open port and heard nothing asks for a new HELLO.
+/// A WELCOME with another nonce answers an older HELLO and is skipped; [`Welcome::KNOCK`] is answered with a new HELLO.
 ///
 /// # Errors
 /// When the stream ends, or the host speaks another version.
@@ -71,7 +72,7 @@ pub async fn greet(stream: &mut dyn Stream, secret: [u8; 32]) -> Result<u64, Han
         if answered == nonce {
             return if version == VERSION { Ok(epoch) } else { Err(HandshakeError::Version(version)) };
         }
-        if answered == [0; 16] {
+        if answered == Welcome::KNOCK.nonce {
             nonce = send_hello(stream, secret).await?;
         }
     }
@@ -85,11 +86,59 @@ async fn send_hello(stream: &mut dyn Stream, secret: [u8; 32]) -> Result<[u8; 16
     Ok(nonce)
 }
 
-/// Spawns a session's tasks so that all of them end with it.
-#[derive(Clone, Debug)]
-struct SessionExecutor(CancellationToken);
+/// Ends the session when the host knocks: then it is another host, and the port's closing in between was too quick to see.
+///
+/// The knock comes when nothing else does, so it is looked for only where a read gives it and nothing more; in the middle
+/// of a frame it counts too, since a host that died may have left half of one.
+struct UntilKnock<S>(S);
 
-impl<F> hyper::rt::Executor<F> for SessionExecutor
+impl<S: AsyncRead + Unpin> AsyncRead for UntilKnock<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(cx, buf))?;
+        let read = &buf.filled()[before..];
+        if read.len() >= WELCOME_LEN && read.chunks(WELCOME_LEN).all(|part| part == Welcome::KNOCK.encode()) {
+            buf.set_filled(before);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for UntilKnock<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Spawns a connection's tasks so that all of them are dropped with it, whatever they wait for.
+#[derive(Clone, Debug)]
+pub struct ScopedExecutor(pub CancellationToken);
+
+impl<F> hyper::rt::Executor<F> for ScopedExecutor
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -118,7 +167,7 @@ where
 {
     let ended = CancellationToken::new();
     let _drop_tasks = ended.clone().drop_guard();
-    hyper::server::conn::http2::Builder::new(SessionExecutor(ended))
+    hyper::server::conn::http2::Builder::new(ScopedExecutor(ended))
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -126,7 +175,7 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         // Whole frames are queued; the stream's own flow control is the bound.
         .max_send_buf_size(1 << 20)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .serve_connection(TokioIo::new(UntilKnock(stream)), TowerToHyperService::new(service))
         .await
 }
 
@@ -155,7 +204,7 @@ where
                 }
             }
             Err(HandshakeError::Io(error)) => {
-                tracing::debug!(%error, "host went away before the session began")
+                tracing::debug!(%error, "host went away before the session began");
             }
             Err(error) => tracing::warn!(%error, "no session"),
         }

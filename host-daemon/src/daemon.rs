@@ -7,7 +7,6 @@
 //!
 //! `hvkubed` is this and a command line; `examples/embedded.rs` shows it in another program.
 
-mod backend;
 mod state_dir;
 
 use std::net::SocketAddr;
@@ -20,8 +19,10 @@ pub use state_dir::StateDirError;
 use crate::api::serve::{self, ListenError};
 use crate::api::tokens::{TokenError, Tokens};
 use crate::api::{Api, Health, Stopping};
-use crate::config::Config;
-use crate::hypervisor::Hypervisor;
+use crate::config::{Config, HypervisorKind};
+use crate::hypervisor::process::Process;
+use crate::hypervisor::qemu::QemuHypervisor;
+use crate::hypervisor::{HvError, HvResult, Hypervisor};
 use crate::model::error::Error;
 use crate::orchestrator::Orchestrator;
 use crate::store::{Store, StoreError};
@@ -41,7 +42,7 @@ pub enum StartError {
     Listen(#[from] ListenError),
     /// The hypervisor can't be used.
     #[error("can't use the hypervisor")]
-    Backend(#[from] crate::hypervisor::HvError),
+    Hypervisor(#[from] HvError),
     /// The database can't be opened.
     #[error("can't open the database {path}")]
     Store {
@@ -79,7 +80,7 @@ impl Daemon {
         // Before anything is touched: an address that is refused or taken is the most common mistake.
         let state_dir = StateDir::lock(&config.state_dir)?;
         let listener = serve::bind(config.listen).await?;
-        let hypervisor = backend::start(&config).await?;
+        let hypervisor = hypervisor(&config).await?;
         Self::serve(config, state_dir, listener, hypervisor).await
     }
 
@@ -157,6 +158,17 @@ impl Daemon {
         self.state_dir.unpublish();
         tracing::info!("stopped");
     }
+}
+
+/// The hypervisor that the settings name.
+async fn hypervisor(config: &Config) -> HvResult<Arc<dyn Hypervisor>> {
+    Ok(match config.hypervisor {
+        HypervisorKind::Qemu => Arc::new(QemuHypervisor::open(config.qemu()).await?),
+        HypervisorKind::Process => {
+            tracing::warn!("the process backend isolates nothing: its desktops are programs of this user");
+            Arc::new(Process::new(config.process())?)
+        }
+    })
 }
 
 impl Drop for Daemon {

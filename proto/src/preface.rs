@@ -10,6 +10,10 @@
 //! host  -> guest  HTTP/2 client preface, and gRPC from here on
 //! ```
 //!
+//! A host that opens a port whose guest has not noticed that another host left hears nothing: closing and opening can be
+//! too quick to be seen apart. After half a second of silence it sends [`Welcome::KNOCK`]; the guest drops the session it
+//! had and sends a new HELLO. A host that has knocked may see more than one HELLO, of which the last one counts.
+//!
 //! `secret` proves the guest's identity where the transport does not (TCP); elsewhere it is all zeroes.
 
 /// Version of this record and of the protocol behind it. A peer of another version is refused by name.
@@ -78,6 +82,9 @@ impl Hello {
 }
 
 impl Welcome {
+    /// Answers no HELLO, since nonces are random: asks for a new one. Sent in a write of its own.
+    pub const KNOCK: Self = Self { version: VERSION, nonce: [0; 16], epoch: 0 };
+
     /// As bytes on the wire.
     #[must_use]
     pub fn encode(&self) -> [u8; WELCOME_LEN] {

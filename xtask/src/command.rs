@@ -3,21 +3,20 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::interrupt;
 use crate::progress::Step;
 
 /// How many of a failed program's last lines the error shows.
 const TAIL_LINES: usize = 20;
-/// How long a program may take to end by itself after Ctrl-C, which a terminal sends to it as well.
-const GRACE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(100);
 
 /// Runs `command` to its end, showing its output as notes of `step`.
@@ -27,6 +26,9 @@ const POLL: Duration = Duration::from_millis(100);
 pub(crate) fn run(command: &mut Command, step: &Step) -> anyhow::Result<()> {
     let name = program(command);
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    // In a group of its own, so that one signal reaches all its children, and exactly once: a program that is cleaning up
+    // must not be told again.
+    command.process_group(0);
     command.stdin(Stdio::null()).stdout(writer.try_clone().context("clone a pipe")?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("start {name}"))?;
     // The command still owns the pipe's write end; without this the reader never sees the end.
@@ -44,7 +46,7 @@ pub(crate) fn run(command: &mut Command, step: &Step) -> anyhow::Result<()> {
     });
 
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
-    let mut interrupted_at = None;
+    let mut told = false;
     let status = loop {
         match incoming.recv_timeout(POLL) {
             Ok(line) if line.is_empty() => {}
@@ -65,11 +67,11 @@ pub(crate) fn run(command: &mut Command, step: &Step) -> anyhow::Result<()> {
                 }
             }
         }
-        if interrupt::requested() {
-            let since = *interrupted_at.get_or_insert_with(Instant::now);
-            if since.elapsed() >= GRACE {
-                terminate(&child);
-            }
+        // Told once, and then waited for as long as it takes: a program that is killed while it cleans up may leave mounts
+        // behind. Who cannot wait presses Ctrl-C again.
+        if interrupt::requested() && !told {
+            told = true;
+            terminate_all(&child);
         }
     };
     interrupt::check()?;
@@ -113,10 +115,11 @@ fn failure(name: &str, status: ExitStatus) -> String {
     }
 }
 
-fn terminate(child: &Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // It may have ended, or run as another user through sudo; then the terminal's signal has to do.
-        let _ = kill_process(pid, Signal::TERM);
+/// Asks a child and everything it started to end.
+fn terminate_all(child: &Child) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // It may have ended, or run as another user through sudo; then there is nothing more to do.
+        let _ = kill_process_group(group, Signal::TERM);
     }
 }
 

@@ -11,8 +11,8 @@
 //!
 //! A folder is built under another name and renamed when it is whole, so a folder that exists is good. One build runs
 //! at a time: a lock that the kernel drops with its holder guards the cache, and what a killed build left behind is
-//! removed by the next one under that lock. Nothing is mounted and no loop device is used; without root, user namespaces
-//! (mmdebstrap) and fakeroot do.
+//! removed by the next one under that lock. No loop device is used and the disk is never mounted; what mmdebstrap mounts
+//! stays in a namespace of its own. Without root, user namespaces (mmdebstrap) and fakeroot do.
 
 mod agent;
 mod cache;

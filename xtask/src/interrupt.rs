@@ -1,17 +1,17 @@
-//! Ctrl-C and SIGTERM: the first asks every loop to stop and clean up, the second ends the process at once.
+//! Ctrl-C, SIGTERM and a closed terminal: the first asks every loop to stop and clean up, the second ends the process at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Starts to catch the signals. Call it once, before anything that has to be cleaned up exists.
 pub(crate) fn install() -> anyhow::Result<()> {
-    for signal in [SIGINT, SIGTERM] {
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
         // Order matters: the default action is taken only if the flag was set by an earlier signal.
         flag::register_conditional_default(signal, Arc::clone(&REQUESTED)).context("catch signals")?;
         flag::register(signal, Arc::clone(&REQUESTED)).context("catch signals")?;

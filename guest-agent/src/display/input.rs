@@ -104,8 +104,8 @@ impl InputThread {
         // waits for anything but the display server.
         let jobs = self.jobs.clone();
         if let Err(TrySendError::Full(job)) = jobs.try_send(Job::EndSession) {
-            let _thread =
-                std::thread::Builder::new().name("end-session".into()).spawn(move || jobs.send(job));
+            let wait = move || drop(jobs.send(job));
+            let _thread = std::thread::Builder::new().name("end-session".into()).spawn(wait);
         }
     }
 }

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     fn unpack(rects: &[pb::FrameRect], area: Rect) -> Vec<u8> {
-        let mut out = vec![0xAA; area.area() as usize * 4];
+        let mut out = vec![0xAA; area.width as usize * area.height as usize * 4];
         for rect in rects {
             let a = rect.area.expect("area");
             let size = (a.width * a.height * 4) as usize;

@@ -59,6 +59,21 @@ impl Home {
         }
     }
 
+    /// What a program gets that starts now: the login session's run-time folder and bus may have come up after the agent.
+    fn session_env(&self) -> Vec<(&'static str, String)> {
+        let mut out = Vec::new();
+        let set = |name: &str| self.env.iter().any(|(key, _)| key == name);
+        let runtime = Path::new("/run/user").join(rustix::process::getuid().as_raw().to_string());
+        if !set("XDG_RUNTIME_DIR") && runtime.is_dir() {
+            let bus = runtime.join("bus");
+            if !set("DBUS_SESSION_BUS_ADDRESS") && bus.exists() {
+                out.push(("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", bus.display())));
+            }
+            out.push(("XDG_RUNTIME_DIR", runtime.display().to_string()));
+        }
+        out
+    }
+
     /// `path` itself when absolute, else below the home.
     #[must_use]
     pub fn resolve(&self, path: &str) -> PathBuf {
@@ -152,6 +167,7 @@ fn spawn(home: &Home, request: &pb::ExecRequest, cwd: &Path) -> io::Result<Child
         .args(&request.argv[1..])
         .env_clear()
         .envs(home.env.iter().map(|(k, v)| (k, v)))
+        .envs(home.session_env())
         .envs(&request.env)
         .current_dir(cwd)
         .process_group(0)

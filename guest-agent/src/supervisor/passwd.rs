@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A user, with all groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,8 @@ impl User {
         })
     }
 
-    /// The environment of this user's session, as a login on `display` would have it.
+    /// The environment of this user's session, as a login on `display` would have it; what comes up only later in a login
+    /// is added when a program is started.
     #[must_use]
     pub fn session_env(&self, display: &str) -> Vec<(String, String)> {
         let mut env = vec![
@@ -50,13 +51,6 @@ impl User {
         let authority = self.home.join(".Xauthority");
         if authority.exists() {
             env.push(("XAUTHORITY".into(), authority.display().to_string()));
-        }
-        let runtime = format!("/run/user/{}", self.uid);
-        if Path::new(&runtime).is_dir() {
-            if Path::new(&runtime).join("bus").exists() {
-                env.push(("DBUS_SESSION_BUS_ADDRESS".into(), format!("unix:path={runtime}/bus")));
-            }
-            env.push(("XDG_RUNTIME_DIR".into(), runtime));
         }
         env
     }

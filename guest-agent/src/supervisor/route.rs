@@ -11,13 +11,16 @@ use async_trait::async_trait;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::rt::Executor as _;
+use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
-use tokio::task::AbortHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
+
+use crate::session::ScopedExecutor;
 
 /// The services that are served here.
 pub type Routes = tonic::service::Routes;
@@ -51,14 +54,8 @@ struct Shared {
 
 struct Connection {
     sender: SendRequest<Body>,
-    task: AbortHandle,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // The worker sees its end close and drops what it holds for this session.
-        self.task.abort();
-    }
+    /// Dropping it closes the stream, whatever is in flight; the worker then drops what it holds for this session.
+    _alive: DropGuard,
 }
 
 impl Desktop {
@@ -78,7 +75,9 @@ impl Desktop {
         let unavailable =
             |e: &dyn std::fmt::Display| Status::unavailable(format!("the desktop is not ready: {e}"));
         let stream = self.shared.worker.connect().await.map_err(|e| unavailable(&e))?;
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+        let closed = CancellationToken::new();
+        let executor = ScopedExecutor(closed.clone());
+        let (sender, driver) = http2::Builder::new(executor.clone())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
@@ -86,13 +85,12 @@ impl Desktop {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|e| unavailable(&e))?;
-        let task = tokio::spawn(async move {
+        executor.execute(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(%error, "connection to the worker broke");
             }
-        })
-        .abort_handle();
-        *connection = Some(Connection { sender: sender.clone(), task });
+        });
+        *connection = Some(Connection { sender: sender.clone(), _alive: closed.drop_guard() });
         Ok(sender)
     }
 

@@ -127,7 +127,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         set(key.clone(), text(key, value), format!("flag {flag}"))?;
     }
 
-    let config = merge(Config::defaults(&sources.dirs.state_dir), &values, &origins, sources)?;
+    let config = merge(&Config::defaults(&sources.dirs.state_dir), &values, &origins, sources)?;
     Ok(Loaded { config, origins, file })
 }
 
@@ -141,12 +141,12 @@ fn text(key: &str, value: &str) -> Value {
 }
 
 fn merge(
-    defaults: Config,
+    defaults: &Config,
     values: &BTreeMap<String, Value>,
     origins: &BTreeMap<String, String>,
     sources: &Sources,
 ) -> Result<Config, ConfigError> {
-    let base = config::Config::try_from(&defaults).map_err(ConfigError::Merge)?;
+    let base = config::Config::try_from(defaults).map_err(ConfigError::Merge)?;
     let with = |values: &mut dyn Iterator<Item = (&String, &Value)>| -> Result<Config, config::ConfigError> {
         let mut builder = config::Config::builder().add_source(base.clone());
         for (key, value) in values {

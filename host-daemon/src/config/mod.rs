@@ -14,7 +14,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::hypervisor::qemu::{AccelChoice, ForkChoice};
+use crate::hypervisor::process::ProcessConfig;
+use crate::hypervisor::qemu::{AccelChoice, ForkChoice, QemuConfig};
 use crate::orchestrator::settings::Settings;
 use crate::store::StoreConfig;
 
@@ -82,8 +83,8 @@ pub struct Process {
     pub agent_binary: PathBuf,
     /// The X server.
     pub x_server: PathBuf,
-    /// The window manager; empty: none.
-    pub window_manager: PathBuf,
+    /// The window manager and its arguments, with spaces between them; empty: none.
+    pub window_manager: String,
 }
 
 /// Settings of VMs, pools and leases; see [`Settings`].
@@ -168,6 +169,7 @@ impl Config {
     #[must_use]
     pub fn defaults(state_dir: impl Into<PathBuf>) -> Self {
         let settings = Settings::default();
+        let qemu = QemuConfig::new("", "");
         Self {
             listen: DEFAULT_LISTEN,
             state_dir: state_dir.into(),
@@ -175,12 +177,12 @@ impl Config {
             hypervisor: HypervisorKind::Qemu,
             allow_root_exec: true,
             qemu: Qemu {
-                binary: "qemu-system-x86_64".into(),
-                img_binary: "qemu-img".into(),
-                accel: AccelChoice::Auto,
-                fork: ForkChoice::Auto,
-                bridge_helper: "/usr/lib/qemu/qemu-bridge-helper".into(),
-                firmware_dirs: vec!["/usr/share/OVMF".into(), "/usr/share/edk2/ovmf".into()],
+                binary: qemu.binary,
+                img_binary: qemu.img_binary,
+                accel: qemu.accel,
+                fork: qemu.fork,
+                bridge_helper: qemu.bridge_helper,
+                firmware_dirs: qemu.firmware_dirs,
             },
             process: Process {
                 agent_binary: PathBuf::new(),
@@ -246,11 +248,49 @@ impl Config {
         }
     }
 
+    /// For the QEMU backend.
+    #[must_use]
+    pub fn qemu(&self) -> QemuConfig {
+        let from = &self.qemu;
+        QemuConfig {
+            data_dir: self.state_dir.join("qemu"),
+            run_dir: self.run_dir.clone(),
+            binary: from.binary.clone(),
+            img_binary: from.img_binary.clone(),
+            bridge_helper: from.bridge_helper.clone(),
+            firmware_dirs: from.firmware_dirs.clone(),
+            accel: from.accel,
+            fork: from.fork,
+        }
+    }
+
+    /// For the process backend.
+    #[must_use]
+    pub fn process(&self) -> ProcessConfig {
+        let from = &self.process;
+        ProcessConfig {
+            dir: self.state_dir.join("process"),
+            agent: if from.agent_binary.as_os_str().is_empty() { agent() } else { from.agent_binary.clone() },
+            x_server: from.x_server.clone(),
+            window_manager: from.window_manager.split_whitespace().map(str::to_owned).collect(),
+        }
+    }
+
     /// For the store.
     #[must_use]
     pub fn store(&self) -> StoreConfig {
         StoreConfig { path: self.store.path.clone(), durable: self.store.synchronous }
     }
+}
+
+/// The guest agent that was installed with this program, else the one in the PATH.
+fn agent() -> PathBuf {
+    const NAME: &str = "hvkube-guest";
+    std::env::current_exe()
+        .ok()
+        .map(|program| program.with_file_name(NAME))
+        .filter(|agent| agent.is_file())
+        .unwrap_or_else(|| NAME.into())
 }
 
 /// Where things are on this machine unless a setting says otherwise.

@@ -54,7 +54,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("process.agent_binary", "Guest agent. Empty: hvkube-guest beside hvkubed, else in the PATH."),
     key("process.x_server", "X server; looked up in the PATH."),
-    key("process.window_manager", "Window manager; looked up in the PATH. Empty: none."),
+    key("process.window_manager", "Window manager and its arguments; looked up in the PATH. Empty: none."),
     key("orchestrator.host_id", "Id of this host in the API."),
     key("orchestrator.boot_timeout", "How long a guest may take to boot until its agent answers."),
     key("orchestrator.agent_timeout", "How long the agent of a resumed guest may take to answer."),

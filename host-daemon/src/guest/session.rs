@@ -287,6 +287,8 @@ async fn http2(port: &Port) -> Result<Channel, GuestError> {
     Endpoint::from_static("http://guest")
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        // Fewer, larger frames: each costs the guest a system call.
+        .max_frame_size(1 << 20)
         .http2_max_header_list_size(16 << 10)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)

@@ -86,6 +86,23 @@ async fn a_newer_hello_after_the_welcome_starts_over_on_the_same_stream() {
 }
 
 #[tokio::test]
+async fn a_silent_guest_is_asked_for_its_hello() {
+    let fake = Fake::new(8, 8);
+    let (host, mut guest) = tokio::io::duplex(1 << 16);
+    let served = fake.clone();
+    tokio::spawn(async move {
+        let mut knock = [0; hvkube_proto::preface::WELCOME_LEN];
+        guest.read_exact(&mut knock).await.expect("a knock");
+        assert_eq!(knock[17..33], [0; 16]);
+        let hello = Hello { version: VERSION, nonce: [2; 16], secret: [0; 32] }.encode();
+        guest.write_all(&hello).await.expect("pipe");
+        served.welcomed(guest, [2; 16]).await;
+    });
+    let session = Session::open(Box::new(host), &OpenOptions::default(), soon()).await.expect("session");
+    assert!(session.probe(soon()).await.is_ok());
+}
+
+#[tokio::test]
 async fn identity_and_version_are_checked_before_anything_else() {
     let fake = Fake::new(8, 8);
     let options = OpenOptions { secret: Some([7; 32]), ..Default::default() };

@@ -34,6 +34,7 @@ use crate::model::input::RawInput;
 use crate::model::screen::{Frame, Size};
 use crate::model::template::{CloneMethod, NetworkMode, TemplateSpec};
 
+pub mod process;
 pub mod qemu;
 
 /// What a backend can do.

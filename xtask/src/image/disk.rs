@@ -139,7 +139,7 @@ fn stamp(spec: &Spec, rootfs: &Rootfs, agent: &Agent, hash: &str) -> anyhow::Res
         kernel: "vmlinuz".to_owned(),
         initrd: "initrd.img".to_owned(),
         cmdline: spec.image.cmdline.clone(),
-        memory_mb: spec.image.memory_mb,
+        memory_mb: spec.memory_mb(),
         cpu_count: spec.image.cpu_count,
         installed_software: installed_software(&rootfs.packages, &spec.image.notable),
         agent_sha256: agent.sha256.clone(),

@@ -78,7 +78,13 @@ fn build(spec: &Spec, work: &Path, step: &Step) -> anyhow::Result<()> {
 
 fn mmdebstrap(spec: &Spec, archive: &Path) -> Command {
     let file = |name: &str| spec.folder.join(name).display().to_string();
-    let mut command = Command::new("mmdebstrap");
+    let mut command = if private_mounts() {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "mmdebstrap"]);
+        command
+    } else {
+        Command::new("mmdebstrap")
+    };
     command
         .env("SOURCE_DATE_EPOCH", spec.image.source_date_epoch.to_string())
         .env("DEBIAN_FRONTEND", "noninteractive")
@@ -101,4 +107,12 @@ fn mmdebstrap(spec: &Spec, archive: &Path) -> Command {
         .arg(archive)
         .args(&spec.image.sources);
     command
+}
+
+/// Whether mmdebstrap's mounts can be kept to itself. As root it mounts /proc, /sys and the host's /dev/shm in its scratch
+/// folder; were it killed, they would stay, and whoever removes that folder would remove what is in them. In a namespace of
+/// its own they end with it. (Without root it makes that namespace itself; a container may forbid it, and the mounts too.)
+fn private_mounts() -> bool {
+    rustix::process::geteuid().is_root()
+        && command::output(Command::new("unshare").args(["--mount", "true"])).is_ok()
 }

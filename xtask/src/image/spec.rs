@@ -45,7 +45,7 @@ pub(super) struct Settings {
     pub(super) sources: Vec<String>,
     /// Newest glibc symbol version of the suite, `major.minor`.
     pub(super) glibc: String,
-    pub(super) memory_mb: u32,
+    pub(super) memory_mb: MemoryMb,
     pub(super) cpu_count: u32,
     pub(super) cmdline: String,
     /// Seconds since 1970 that the build takes for now.
@@ -53,6 +53,14 @@ pub(super) struct Settings {
     pub(super) filesystem_uuid: String,
     pub(super) disk_gb: u32,
     pub(super) notable: Vec<String>,
+}
+
+/// Memory of the machine, by flavour.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemoryMb {
+    plain: u32,
+    chromium: u32,
 }
 
 /// Everything a build reads, except the agent.
@@ -89,6 +97,13 @@ impl Spec {
         let image = toml::from_str(&settings_text).context("read image.toml")?;
         let packages = packages(&text("packages.txt")?, flavour).context("read packages.txt")?;
         Ok(Self { folder: folder.to_owned(), flavour, image, settings_text, packages })
+    }
+
+    pub(super) fn memory_mb(&self) -> u32 {
+        match self.flavour {
+            Flavour::Plain => self.image.memory_mb.plain,
+            Flavour::Chromium => self.image.memory_mb.chromium,
+        }
     }
 
     /// Adds what decides stage one to a hash.

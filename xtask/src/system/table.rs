@@ -75,7 +75,7 @@ const DISPLAY_TESTS: &[Need] = &[
     program("mousepad", "mousepad"),
     program("dbus", "dbus-daemon"),
     package("fonts-dejavu-core"),
-    package("fonts-droid-fallback"),
+    package("fonts-wqy-microhei"),
     package("fonts-noto-color-emoji"),
 ];
 const FIRMWARE: &[Need] = &[package("ovmf"), package("seabios")];

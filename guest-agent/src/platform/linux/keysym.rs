@@ -43,6 +43,9 @@ pub(super) fn is_letter(sym: Sym) -> bool {
 
 /// `Return`, `XF86AudioPlay`: all blocks in which names are given. The tables know only the way from keysym to name.
 fn x11_name(name: &str) -> Option<Sym> {
+    // XF86XK_AudioPlay in the header is XF86AudioPlay to everyone else.
+    let header_name =
+        name.strip_prefix("XF86").map(|rest| format!("XF86XK_{}", rest.trim_start_matches("XK_")));
     let blocks = [
         0xff00..=0xffff,
         0xfe00..=0xfeff,
@@ -52,9 +55,7 @@ fn x11_name(name: &str) -> Option<Sym> {
     ];
     blocks.into_iter().flatten().find(|&sym| {
         let known = Keysym::new(sym).name();
-        known.is_some_and(|k| {
-            k.strip_prefix("XK_").or_else(|| k.strip_prefix("XKB_KEY_")).unwrap_or(k) == name
-        })
+        known.is_some_and(|k| k.strip_prefix("XK_").unwrap_or(k) == name || header_name.as_deref() == Some(k))
     })
 }
 

@@ -234,7 +234,7 @@ impl Server {
     fn note(&mut self, event: &Event) {
         match event {
             Event::DamageNotify(_) | Event::XfixesCursorNotify(_) | Event::XinputRawMotion(_) => {
-                self.stirred = true
+                self.stirred = true;
             }
             _ => {}
         }

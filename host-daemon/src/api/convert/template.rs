@@ -243,14 +243,14 @@ mod tests {
             ("template.cpu_count", |_, t, _| t.cpu_count = 65),
             ("template.installed_software", |_, t, _| t.installed_software = vec!["a".into(); 257]),
             ("template.installed_software[1]", |_, t, _| {
-                t.installed_software = vec!["a".into(), String::new()]
+                t.installed_software = vec!["a".into(), String::new()];
             }),
             ("template.network", |_, t, _| t.network = 9),
             ("template.bridge", |_, t, _| t.bridge = "br0".into()),
             ("template.bridge", |_, t, _| t.network = v1::NetworkMode::Bridge.into()),
             ("template.display.width", |_, t, _| t.display = Some(v1::DisplaySize { width: 100, height: 0 })),
             ("template.display.height", |_, t, _| {
-                t.display = Some(v1::DisplaySize { width: 0, height: 5000 })
+                t.display = Some(v1::DisplaySize { width: 0, height: 5000 });
             }),
             ("template.rdp_port", |_, t, _| t.rdp_port = 65_536),
             ("template.source.disk_path", |_, _, s| s.disk_path.clear()),

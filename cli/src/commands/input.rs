@@ -1,0 +1,239 @@
+//! Keyboard and mouse.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use hvkube_sdk::Input;
+use hvkube_sdk::v1::input_event::Event;
+use hvkube_sdk::v1::{ClickEvent, DragEvent, MouseButton, MoveEvent, Point, ScrollEvent, Size, TextEvent};
+
+use crate::commands::pool::proto;
+use crate::commands::screen;
+use crate::context::Context;
+use crate::report::{Failure, Outcome};
+use crate::units;
+
+/// Longest text the API takes in one event.
+const MAX_TEXT: u64 = 1 << 20;
+
+/// What all input has.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Wait until the screen settles afterwards, 10 s at most
+    #[arg(long)]
+    wait: bool,
+    /// Wait until the screen settles, and take a picture of it
+    #[arg(long, value_name = "FILE")]
+    screenshot: Option<PathBuf>,
+    /// Size of the picture that positions were read from [default: the screen's own]
+    #[arg(long, value_name = "WxH", value_parser = units::size)]
+    frame_size: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Type {
+    /// VM (id or name) or leases/ID
+    name: String,
+    /// Joined by spaces; `-` alone is standard input
+    #[arg(required = true)]
+    text: Vec<String>,
+    /// Press Return afterwards
+    #[arg(long)]
+    enter: bool,
+    /// Pause between two characters
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    interval: Option<Duration>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Key {
+    /// VM (id or name) or leases/ID
+    name: String,
+    /// Key names joined by `+`: ctrl+shift+t, Return, VK_F5, a
+    #[arg(required = true)]
+    keys: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Button {
+    Left,
+    Middle,
+    Right,
+    Back,
+    Forward,
+}
+
+impl From<Button> for MouseButton {
+    fn from(button: Button) -> Self {
+        match button {
+            Button::Left => Self::Left,
+            Button::Middle => Self::Middle,
+            Button::Right => Self::Right,
+            Button::Back => Self::Back,
+            Button::Forward => Self::Forward,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Click {
+    /// VM (id or name) or leases/ID
+    name: String,
+    /// Pixels from the left
+    #[arg(value_parser = units::coordinate, allow_negative_numbers = true)]
+    x: i32,
+    /// Pixels from the top
+    #[arg(value_parser = units::coordinate, allow_negative_numbers = true)]
+    y: i32,
+    /// Which button
+    #[arg(long, value_enum, default_value_t = Button::Left)]
+    button: Button,
+    /// How many times; 2 is a double click
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10))]
+    count: u32,
+    /// Keys held meanwhile, e.g. ctrl,shift
+    #[arg(long, value_name = "KEY,..", value_delimiter = ',')]
+    modifiers: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Move {
+    /// VM (id or name) or leases/ID
+    name: String,
+    /// Pixels from the left
+    #[arg(value_parser = units::coordinate, allow_negative_numbers = true)]
+    x: i32,
+    /// Pixels from the top
+    #[arg(value_parser = units::coordinate, allow_negative_numbers = true)]
+    y: i32,
+    /// Time to take [default: at once]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    duration: Option<Duration>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drag {
+    /// VM (id or name) or leases/ID
+    name: String,
+    /// Where the button goes down, where it goes along, where it comes up
+    #[arg(value_name = "X,Y", required = true, num_args = 2.., value_parser = units::point)]
+    path: Vec<Point>,
+    /// Which button
+    #[arg(long, value_enum, default_value_t = Button::Left)]
+    button: Button,
+    /// Time for the whole path [default: as fast as programs can follow]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    duration: Option<Duration>,
+    /// Keys held meanwhile, e.g. ctrl,shift
+    #[arg(long, value_name = "KEY,..", value_delimiter = ',')]
+    modifiers: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Scroll {
+    /// VM (id or name) or leases/ID
+    name: String,
+    /// Notches down; negative: up
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-1000..=1000), required_unless_present = "dx")]
+    dy: i32,
+    /// Notches to the right; negative: left
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    dx: i32,
+    /// Where [default: where the pointer is]
+    #[arg(long, value_name = "X,Y", value_parser = units::point)]
+    at: Option<Point>,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(crate) async fn type_text(context: &Context, args: Type) -> Outcome {
+    let text = match &args.text[..] {
+        [only] if only == "-" => read_stdin()?,
+        words => words.join(" "),
+    };
+    let interval = args.interval.map(|time| proto(time, "--interval")).transpose()?;
+    let mut input = Input::new().event(Event::Text(TextEvent { text, interval }));
+    if args.enter {
+        input = input.key("Return");
+    }
+    send(context, &args.name, input, args.common).await
+}
+
+/// Waiting for standard input would block the program, but it has nothing else to do yet.
+fn read_stdin() -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = std::io::stdin().lock().take(MAX_TEXT + 1).read_to_string(&mut text);
+    read.map_err(|err| Failure::io("read standard input", &err))?;
+    if text.len() as u64 > MAX_TEXT {
+        return Err(Failure::Usage("standard input holds more than 1 MiB of text".to_owned()));
+    }
+    Ok(text)
+}
+
+pub(crate) async fn key(context: &Context, args: Key) -> Outcome {
+    let input = args.keys.into_iter().fold(Input::new(), Input::chord);
+    send(context, &args.name, input, args.common).await
+}
+
+pub(crate) async fn click(context: &Context, args: Click) -> Outcome {
+    let at = Some(Point { x: args.x, y: args.y });
+    let button = MouseButton::from(args.button).into();
+    let click = ClickEvent { at, button, count: args.count, modifiers: args.modifiers };
+    send(context, &args.name, Input::new().event(Event::Click(click)), args.common).await
+}
+
+pub(crate) async fn move_to(context: &Context, args: Move) -> Outcome {
+    let duration = args.duration.map(|time| proto(time, "--duration")).transpose()?;
+    let event = MoveEvent { to: Some(Point { x: args.x, y: args.y }), relative: false, duration };
+    send(context, &args.name, Input::new().event(Event::Move(event)), args.common).await
+}
+
+pub(crate) async fn drag(context: &Context, args: Drag) -> Outcome {
+    let duration = args.duration.map(|time| proto(time, "--duration")).transpose()?;
+    let button = MouseButton::from(args.button).into();
+    let drag = DragEvent { path: args.path, button, duration, modifiers: args.modifiers };
+    send(context, &args.name, Input::new().event(Event::Drag(drag)), args.common).await
+}
+
+pub(crate) async fn scroll(context: &Context, args: Scroll) -> Outcome {
+    let event = ScrollEvent { at: args.at, delta_x: args.dx, delta_y: args.dy };
+    send(context, &args.name, Input::new().event(Event::Scroll(event)), args.common).await
+}
+
+async fn send(context: &Context, name: &str, mut input: Input, common: Common) -> Outcome {
+    if let Some(size) = common.frame_size {
+        input = input.frame_size(size.width, size.height);
+    }
+    let shot = common.screenshot.as_deref().map(screen::options_for).transpose()?;
+    let target = context.client().await?.target(name);
+    if !common.wait && shot.is_none() {
+        target.input(input).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let progress = context.progress("waiting for a settled screen");
+    let done = target.act(input).screenshot(shot.unwrap_or_default()).await;
+    drop(progress);
+    let done = done?;
+    if let (Some(path), Some(shot)) = (&common.screenshot, &done.screenshot) {
+        screen::store(context, shot, path)?;
+    }
+    if done.settle.is_some_and(|settle| settle.timed_out) {
+        return Err(Failure::NotSettled);
+    }
+    Ok(ExitCode::SUCCESS)
+}

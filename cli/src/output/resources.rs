@@ -1,0 +1,323 @@
+//! What people see of each resource.
+
+use hvkube_proto::google::longrunning::{Operation, operation};
+use hvkube_sdk::template_progress;
+use hvkube_sdk::v1::{
+    Checkpoint, Host, Lease, LeaseState, NetworkMode, Pool, Template, TemplateState, Vm, VmAvailability,
+    VmState,
+};
+
+use crate::output::human::{age, bytes, enum_name, mib, proto_duration, short, some, time, until, yes};
+use crate::output::{Column, Level, Resource, Tone};
+
+/// `"HEAD" Level |item| value` for each column.
+macro_rules! columns {
+    ($($head:literal $level:ident $value:expr;)*) => {
+        const { &[$(Column { head: $head, level: Level::$level, value: $value }),*] }
+    };
+}
+
+impl Resource for Vm {
+    const MESSAGE: &'static str = "hvkube.v1.Vm";
+    const PLURAL: &'static str = "vms";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |vm| short(&vm.name);
+            "STATE" Table |vm| enum_name(vm.state().as_str_name());
+            "USE" Table |vm| enum_name(vm.availability().as_str_name());
+            "POOL" Table |vm| short(&vm.pool);
+            "LEASE" Table |vm| short(&vm.lease);
+            "ADDRESS" Table |vm| vm.ip_address.clone();
+            "AGE" Table |vm| age(vm.create_time.as_ref());
+            "GUEST" Wide |vm| guest(vm);
+            "TEMPLATE" Wide |vm| short(&vm.template);
+            "CPUS" Wide |vm| some(vm.cpu_count);
+            "MEMORY" Wide |vm| mib(vm.memory_mb);
+            "RESIDENT" Wide |vm| bytes(vm.resident_bytes);
+            "RESUMED" Wide |vm| age(vm.last_resumed_at.as_ref());
+            "REASON" Wide |vm| vm.state_reason.clone();
+            "SINCE" Detail |vm| time(vm.state_time.as_ref());
+            "FORKED FROM" Detail |vm| short(&vm.forked_from);
+            "AGENT" Detail |vm| short(&vm.current_agent);
+            "RDP PORT" Detail |vm| some(vm.rdp_port);
+            "GPU" Detail |vm| yes(vm.gpu_enabled);
+            "PROCESS" Detail |vm| some(vm.process_id);
+            "DISK" Detail |vm| vm.disk_path.clone();
+            "SAVED STATE" Detail |vm| vm.saved_state_path.clone();
+            "GUEST LOAD" Detail |vm| vm.guest.as_ref().filter(|g| g.connected).map(|g| format!("{:.2}", g.load1)).unwrap_or_default();
+            "CREATED" Detail |vm| time(vm.create_time.as_ref());
+            "UID" Detail |vm| vm.uid.clone();
+        }
+    }
+
+    fn tone(&self) -> Tone {
+        match self.state() {
+            VmState::Error => Tone::Bad,
+            _ if self.availability() == VmAvailability::Quarantined => Tone::Bad,
+            VmState::Running => Tone::Good,
+            VmState::Saved | VmState::Off | VmState::Paused | VmState::Unspecified => Tone::Plain,
+            _ => Tone::Busy,
+        }
+    }
+}
+
+fn guest(vm: &Vm) -> String {
+    match &vm.guest {
+        Some(guest) if guest.connected && guest.os.is_empty() => "connected".to_owned(),
+        Some(guest) if guest.connected => guest.os.clone(),
+        Some(_) => "away".to_owned(),
+        None => String::new(),
+    }
+}
+
+impl Resource for Pool {
+    const MESSAGE: &'static str = "hvkube.v1.Pool";
+    const PLURAL: &'static str = "pools";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |pool| short(&pool.name);
+            "TEMPLATE" Table |pool| short(&pool.template);
+            "COUNT" Table |pool| format!("{}/{}", pool.status.as_ref().map_or(0, |s| s.total), pool.desired_count);
+            "WARM" Table |pool| warm(pool);
+            "LEASED" Table |pool| pool.status.as_ref().map_or(0, |s| s.leased).to_string();
+            "MOVING" Table |pool| some(pool.status.as_ref().map_or(0, |s| s.in_transition));
+            "WAITING" Table |pool| some(pool.status.as_ref().map_or(0, |s| s.waiting));
+            "AGE" Table |pool| age(pool.create_time.as_ref());
+            "BROKEN" Wide |pool| some(pool.status.as_ref().map_or(0, |s| s.error.saturating_add(s.quarantined)));
+            "PER HOST" Wide |pool| some(pool.max_per_host);
+            "TTL" Wide |pool| proto_duration(pool.default_lease_ttl);
+            "REASON" Wide |pool| pool.status.as_ref().map(|s| s.reason.clone()).unwrap_or_default();
+            "LONGEST TTL" Detail |pool| proto_duration(pool.max_lease_ttl);
+            "TITLE" Detail |pool| pool.display_name.clone();
+            "VMS" Detail |pool| pool.status.iter().flat_map(|s| &s.vms).map(|vm| short(vm)).collect::<Vec<_>>().join("\n");
+            "CREATED" Detail |pool| time(pool.create_time.as_ref());
+            "UID" Detail |pool| pool.uid.clone();
+        }
+    }
+}
+
+fn warm(pool: &Pool) -> String {
+    let warm = pool.status.as_ref().map_or(0, |status| status.warm);
+    match pool.warm_count {
+        Some(wanted) => format!("{warm}/{wanted}"),
+        None => warm.to_string(),
+    }
+}
+
+impl Resource for Template {
+    const MESSAGE: &'static str = "hvkube.v1.Template";
+    const PLURAL: &'static str = "templates";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |t| short(&t.name);
+            "STATE" Table |t| enum_name(t.state().as_str_name());
+            "OS" Table |t| t.os.clone();
+            "CPUS" Table |t| some(t.cpu_count);
+            "MEMORY" Table |t| mib(t.memory_mb);
+            "CLONES" Table |t| enum_name(t.clone_method().as_str_name());
+            "AGE" Table |t| age(t.create_time.as_ref());
+            "DISK SIZE" Wide |t| bytes(t.disk_size_bytes);
+            "NETWORK" Wide |t| network(t);
+            "SCREEN" Wide |t| t.display.map(|d| format!("{}x{}", d.width, d.height)).unwrap_or_default();
+            "SOFTWARE" Wide |t| t.installed_software.join("\n");
+            "REASON" Wide |t| t.state_reason.clone();
+            "TITLE" Detail |t| t.display_name.clone();
+            "DISK" Detail |t| t.source.as_ref().map(|s| s.disk_path.clone()).unwrap_or_default();
+            "KERNEL" Detail |t| t.source.as_ref().map(|s| s.kernel_path.clone()).unwrap_or_default();
+            "INITRD" Detail |t| t.source.as_ref().map(|s| s.initrd_path.clone()).unwrap_or_default();
+            "CMDLINE" Detail |t| t.source.as_ref().map(|s| s.kernel_cmdline.clone()).unwrap_or_default();
+            "GPU" Detail |t| yes(t.gpu_enabled);
+            "RDP PORT" Detail |t| some(t.rdp_port);
+            "GUEST AGENT" Detail |t| t.agent_version.clone();
+            "SHA-256" Detail |t| t.disk_sha256.clone();
+            "CREATED" Detail |t| time(t.create_time.as_ref());
+            "UID" Detail |t| t.uid.clone();
+        }
+    }
+
+    fn tone(&self) -> Tone {
+        match self.state() {
+            TemplateState::Ready => Tone::Good,
+            TemplateState::Failed => Tone::Bad,
+            TemplateState::Preparing | TemplateState::Deleting => Tone::Busy,
+            TemplateState::Unspecified => Tone::Plain,
+        }
+    }
+}
+
+fn network(template: &Template) -> String {
+    match template.network() {
+        NetworkMode::Bridge => format!("bridge:{}", template.bridge),
+        mode => enum_name(mode.as_str_name()),
+    }
+}
+
+impl Resource for Lease {
+    const MESSAGE: &'static str = "hvkube.v1.Lease";
+    const PLURAL: &'static str = "leases";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |lease| short(&lease.name);
+            "STATE" Table |lease| enum_name(lease.state().as_str_name());
+            "VM" Table |lease| short(&lease.vm);
+            "POOL" Table |lease| short(&lease.pool);
+            "EXPIRES" Table |lease| if lease.state() == LeaseState::Active { until(lease.expire_time.as_ref()) } else { String::new() };
+            "AGE" Table |lease| age(lease.create_time.as_ref());
+            "HOLDER" Wide |lease| lease.holder.clone();
+            "TTL" Wide |lease| proto_duration(lease.ttl);
+            "READY IN" Wide |lease| proto_duration(lease.receipt.as_ref().and_then(|r| r.total));
+            "PURPOSE" Wide |lease| lease.purpose.clone();
+            "ENDED BY" Wide |lease| lease.end_reason.clone();
+            "WAITED" Detail |lease| proto_duration(lease.receipt.as_ref().and_then(|r| r.waited));
+            "CHECKS" Detail |lease| checks(lease);
+            "GRANTED" Detail |lease| time(lease.create_time.as_ref());
+            "ENDED" Detail |lease| time(lease.end_time.as_ref());
+            "UID" Detail |lease| lease.uid.clone();
+        }
+    }
+
+    fn tone(&self) -> Tone {
+        match self.state() {
+            LeaseState::Active => Tone::Good,
+            LeaseState::Expired | LeaseState::VmLost | LeaseState::Revoked => Tone::Bad,
+            LeaseState::Released | LeaseState::Unspecified => Tone::Plain,
+        }
+    }
+}
+
+fn checks(lease: &Lease) -> String {
+    let lines = lease.receipt.iter().flat_map(|receipt| &receipt.checks).map(|check| {
+        let line = format!(
+            "{:>6}  {}  {}",
+            proto_duration(check.at),
+            enum_name(check.kind().as_str_name()),
+            check.detail
+        );
+        line.trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+impl Resource for Checkpoint {
+    const MESSAGE: &'static str = "hvkube.v1.Checkpoint";
+    const PLURAL: &'static str = "checkpoints";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |c| short(&c.name);
+            "MEMORY" Table |c| yes(c.has_memory);
+            "SIZE" Table |c| bytes(c.size_bytes);
+            "AGE" Table |c| age(c.create_time.as_ref());
+            "DESCRIPTION" Table |c| c.description.clone();
+            "CREATED" Wide |c| time(c.create_time.as_ref());
+        }
+    }
+}
+
+impl Resource for Host {
+    const MESSAGE: &'static str = "hvkube.v1.Host";
+    const PLURAL: &'static str = "hosts";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |host| short(&host.name);
+            "DAEMON" Table |host| host.daemon_version.clone();
+            "HYPERVISOR" Table |host| format!("{} {}", host.hypervisor, host.hypervisor_version).trim_end().to_owned();
+            "ACCELERATOR" Table |host| host.accelerator.clone();
+            "BECAUSE" Wide |host| host.accelerator_reason.clone();
+            "VMS" Table |host| format!("{} ({} running)", host.vm_count, host.running_vm_count);
+            "CPUS" Table |host| some(host.cpu_count);
+            "LOAD" Table |host| format!("{:.2}", host.load1);
+            "MEMORY" Table |host| bytes(host.memory_total_bytes);
+            "MEMORY FREE" Table |host| bytes(host.memory_available_bytes);
+            "MEMORY OF VMS" Wide |host| bytes(host.memory_running_vms_bytes);
+            "DISK FREE" Table |host| bytes(host.disk_available_bytes);
+            "CAN" Wide |host| capabilities(host, true);
+            "CANNOT" Wide |host| capabilities(host, false);
+            "CLONES" Wide |host| host.capabilities.as_ref().map(|c| enum_name(c.clone_method().as_str_name())).unwrap_or_default();
+            "NETWORKS" Wide |host| host.capabilities.iter().flat_map(|c| c.networks()).map(|n| enum_name(n.as_str_name())).collect::<Vec<_>>().join(" ");
+            "STARTED" Wide |host| time(host.start_time.as_ref());
+        }
+    }
+}
+
+fn capabilities(host: &Host, which: bool) -> String {
+    let Some(can) = &host.capabilities else { return String::new() };
+    let all = [
+        ("save", can.save),
+        ("pause", can.pause),
+        ("checkpoint", can.memory_checkpoints),
+        ("fork", can.fork),
+        ("screen-without-agent", can.hypervisor_display),
+        ("gpu", can.gpu),
+    ];
+    all.into_iter().filter(|(_, has)| *has == which).map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+}
+
+impl Resource for Operation {
+    const MESSAGE: &'static str = "google.longrunning.Operation";
+    const PLURAL: &'static str = "operations";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |op| short(&op.name);
+            "STATE" Table |op| operation_state(op).to_owned();
+            "PHASE" Table |op| template_progress(op).map(|p| enum_name(&p.phase)).unwrap_or_default();
+            "PROGRESS" Table |op| template_progress(op).map(|p| format!("{}%", p.progress_percent)).unwrap_or_default();
+            "ABOUT" Table |op| template_progress(op).map(|p| p.template).unwrap_or_default();
+            "AGE" Table |op| age(template_progress(op).and_then(|p| p.create_time).as_ref());
+            "ERROR" Wide |op| match &op.result {
+                Some(operation::Result::Error(status)) => status.message.clone(),
+                _ => String::new(),
+            };
+        }
+    }
+
+    fn tone(&self) -> Tone {
+        match (self.done, &self.result) {
+            (false, _) => Tone::Busy,
+            (true, Some(operation::Result::Error(_))) => Tone::Bad,
+            (true, _) => Tone::Good,
+        }
+    }
+}
+
+fn operation_state(op: &Operation) -> &'static str {
+    match (op.done, &op.result) {
+        (false, _) => "running",
+        (true, Some(operation::Result::Error(_))) => "failed",
+        (true, _) => "done",
+    }
+}

@@ -1,0 +1,403 @@
+//! Frames, input events and settling on a real X server.
+
+mod desktop;
+mod host;
+
+use std::time::Duration;
+
+use desktop::Display;
+use host::Host;
+use hvkube_proto::guest::v1 as pb;
+use hvkube_proto::guest::v1::InputFailureReason as Reason;
+use hvkube_proto::guest::v1::input_event::Event;
+use x11rb::connection::Connection as _;
+use x11rb::protocol::Event as X11Event;
+use x11rb::protocol::xproto::{
+    ConnectionExt as _, CreateGCAux, CreateWindowAux, EventMask, Gcontext, ImageFormat, InputFocus,
+    Rectangle, Window, WindowClass,
+};
+use x11rb::wrapper::ConnectionExt as _;
+
+fn seconds(s: u64) -> Option<prost_types::Duration> {
+    Duration::from_secs(s).try_into().ok()
+}
+
+fn millis(ms: u64) -> Option<prost_types::Duration> {
+    Duration::from_millis(ms).try_into().ok()
+}
+
+fn point(x: i32, y: i32) -> Option<pb::Point> {
+    Some(pb::Point { x, y })
+}
+
+/// A plain window of the test's own, without a window manager: what it sees is what the agent did.
+fn window(display: &Display, x: i16, y: i16, width: u16, height: u16) -> (Window, Gcontext) {
+    let conn = &display.conn;
+    let (id, gc) = (conn.generate_id().expect("id"), conn.generate_id().expect("id"));
+    let events = EventMask::BUTTON_PRESS
+        | EventMask::BUTTON_RELEASE
+        | EventMask::POINTER_MOTION
+        | EventMask::KEY_PRESS
+        | EventMask::KEY_RELEASE;
+    let attributes =
+        CreateWindowAux::new().background_pixel(0x0020_4060).override_redirect(1).event_mask(events);
+    conn.create_window(
+        24,
+        id,
+        display.root,
+        x,
+        y,
+        width,
+        height,
+        0,
+        WindowClass::INPUT_OUTPUT,
+        0,
+        &attributes,
+    )
+    .expect("created");
+    conn.create_gc(gc, id, &CreateGCAux::new()).expect("gc");
+    conn.map_window(id).expect("mapped");
+    conn.set_input_focus(InputFocus::NONE, id, x11rb::CURRENT_TIME).expect("focused");
+    conn.sync().expect("server");
+    (id, gc)
+}
+
+fn fill(display: &Display, (id, gc): (Window, Gcontext), colour: u32, rect: Rectangle) {
+    display
+        .conn
+        .change_gc(gc, &x11rb::protocol::xproto::ChangeGCAux::new().foreground(colour))
+        .expect("colour");
+    display.conn.poly_fill_rectangle(id, gc, &[rect]).expect("drawn");
+    display.conn.sync().expect("server");
+}
+
+/// The screen by another way than the agent's.
+fn screen(display: &Display, width: u16, height: u16) -> Vec<u8> {
+    let format = ImageFormat::Z_PIXMAP;
+    let image = display.conn.get_image(format, display.root, 0, 0, width, height, u32::MAX).expect("sent");
+    image.reply().expect("image").data
+}
+
+fn same_pixels(a: &[u8], b: &[u8], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let differ = a.chunks(4).zip(b.chunks(4)).filter(|(a, b)| a[..3] != b[..3]).count();
+    assert_eq!(differ, 0, "{what}: {differ} pixels differ");
+}
+
+async fn capture(host: &Host, since_sequence: u64) -> host::Captured {
+    host.capture(pb::CaptureRequest { since_sequence, wait: None, cursor: false }).await.expect("captured")
+}
+
+#[tokio::test]
+async fn frames_and_differences_hold_the_screens_pixels() {
+    let display = Display::start();
+    // Something that does not compress to nothing.
+    display.tool("x11-xserver-utils", &["xsetroot", "-mod", "5", "7", "-fg", "red", "-bg", "navy"]);
+    let win = window(&display, 100, 100, 300, 200);
+    let host = display.session().await;
+    let first = capture(&host, 0).await;
+    assert!(first.header.full);
+    assert_eq!((first.header.width, first.header.height), (1280, 800));
+    let mut frame = Vec::new();
+    first.paint(&mut frame);
+    same_pixels(&frame, &screen(&display, 1280, 800), "full frame");
+
+    let same = capture(&host, first.header.sequence).await;
+    assert_eq!((same.header.full, same.rects.len(), same.header.sequence), (false, 0, first.header.sequence));
+
+    // Drawn and asked for at once: the answer must have it.
+    for i in 0i16..20 {
+        fill(
+            &display,
+            win,
+            0x00ff_0000 + u32::from(i.unsigned_abs()),
+            Rectangle { x: i * 10, y: 5, width: 9, height: 30 },
+        );
+        let sequence = first.header.sequence;
+        let changed = capture(&host, sequence).await;
+        assert!(!changed.header.full && changed.header.sequence > sequence);
+        let pixels: u32 =
+            changed.rects.iter().map(|r| r.area.expect("area")).map(|a| a.width * a.height).sum();
+        assert!(pixels < 300 * 200, "only what changed: {pixels} pixels");
+        let mut frame = frame.clone();
+        changed.paint(&mut frame);
+        same_pixels(&frame, &screen(&display, 1280, 800), "difference");
+    }
+    // A sequence from the future, or too old to be remembered, gives all.
+    assert!(capture(&host, 1 << 40).await.header.full);
+}
+
+#[tokio::test]
+async fn a_waiting_capture_answers_at_the_change_and_at_its_deadline() {
+    let display = Display::start();
+    let win = window(&display, 0, 0, 200, 200);
+    let host = display.session().await;
+    let since_sequence = capture(&host, 0).await.header.sequence;
+    let wait = pb::CaptureRequest { since_sequence, wait: seconds(50), cursor: false };
+    let draw = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fill(&display, win, 0x00ff_ffff, Rectangle { x: 1, y: 1, width: 10, height: 10 });
+    };
+    let (changed, ()) = tokio::join!(host.capture(wait), draw);
+    let changed = changed.expect("captured");
+    assert!(!changed.rects.is_empty() && !changed.header.full);
+
+    let wait =
+        pb::CaptureRequest { since_sequence: changed.header.sequence, wait: millis(50), cursor: false };
+    assert!(host.capture(wait).await.expect("captured").rects.is_empty(), "nothing changed");
+
+    // The cursor counts when it is drawn.
+    let with = |since_sequence, wait| pb::CaptureRequest { since_sequence, wait, cursor: true };
+    let drawn = host.capture(with(changed.header.sequence, None)).await.expect("captured");
+    assert!(!drawn.rects.is_empty(), "the cursor was not in the frame before");
+    let move_it = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        host.input("m", vec![Event::Move(pb::Move { to: point(150, 150), ..Default::default() })]).await
+    };
+    let (moved, done) = tokio::join!(host.capture(with(drawn.header.sequence, seconds(50))), move_it);
+    assert_eq!(done.expect("moved").failure, None);
+    let moved = moved.expect("captured");
+    assert!(!moved.rects.is_empty() && !moved.header.full);
+}
+
+#[tokio::test]
+async fn the_cursor_is_drawn_and_taken_away_again() {
+    let display = Display::start();
+    let _win = window(&display, 0, 0, 400, 400);
+    let host = display.session().await;
+    host.input("m", vec![Event::Move(pb::Move { to: point(200, 200), ..Default::default() })])
+        .await
+        .expect("moved");
+    let mut frame = Vec::new();
+    let request = pb::CaptureRequest { since_sequence: 0, wait: None, cursor: true };
+    let with = host.capture(request).await.expect("captured");
+    with.paint(&mut frame);
+    assert_eq!((with.header.pointer_x, with.header.pointer_y), (200, 200));
+    let plain = screen(&display, 1280, 800);
+    let differ: Vec<usize> =
+        (0..frame.len() / 4).filter(|i| frame[i * 4..i * 4 + 3] != plain[i * 4..i * 4 + 3]).collect();
+    assert!(!differ.is_empty(), "a cursor is seen");
+    let near = |i: &usize| (i % 1280).abs_diff(200) < 64 && (i / 1280).abs_diff(200) < 64;
+    assert!(differ.iter().all(near), "and only at the pointer");
+    capture(&host, with.header.sequence).await.paint(&mut frame);
+    same_pixels(&frame, &plain, "without the cursor again");
+}
+
+#[tokio::test]
+async fn a_new_resolution_is_a_new_full_frame() {
+    let display = Display::start();
+    let host = display.session().await;
+    let before = capture(&host, 0).await.header.sequence;
+    let mode = ["xrandr", "--newmode", "small", "0", "1024", "0", "0", "1024", "768", "0", "0", "768"];
+    display.tool("x11-xserver-utils", &mode);
+    display.tool("x11-xserver-utils", &["xrandr", "--addmode", "screen", "small"]);
+    display.tool("x11-xserver-utils", &["xrandr", "--output", "screen", "--mode", "small"]);
+    let after = capture(&host, before).await;
+    assert!(after.header.full);
+    assert_eq!((after.header.width, after.header.height), (1024, 768));
+    let mut frame = Vec::new();
+    after.paint(&mut frame);
+    same_pixels(&frame, &screen(&display, 1024, 768), "new size");
+    let outside =
+        host.input("m", vec![Event::Move(pb::Move { to: point(1100, 10), ..Default::default() })]).await;
+    let failure = outside.expect("answered").failure.expect("refused");
+    assert_eq!(failure.reason(), Reason::OutOfBounds);
+}
+
+/// What a window saw: presses, releases and motion, with places relative to the screen.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Press(u8, i16, i16),
+    Release(u8, i16, i16),
+    KeyDown(u8),
+    KeyUp(u8),
+}
+
+fn seen(display: &Display) -> Vec<Seen> {
+    display.conn.sync().expect("server");
+    let mut out = Vec::new();
+    while let Some(event) = display.conn.poll_for_event().expect("events") {
+        match event {
+            X11Event::ButtonPress(e) => out.push(Seen::Press(e.detail, e.root_x, e.root_y)),
+            X11Event::ButtonRelease(e) => out.push(Seen::Release(e.detail, e.root_x, e.root_y)),
+            X11Event::KeyPress(e) => out.push(Seen::KeyDown(e.detail)),
+            X11Event::KeyRelease(e) => out.push(Seen::KeyUp(e.detail)),
+            _ => {}
+        }
+    }
+    out
+}
+
+const SHIFT: u8 = 50;
+const CONTROL: u8 = 37;
+const KEY_A: u8 = 38;
+
+#[tokio::test]
+async fn clicks_drags_scrolls_and_chords_are_seen_in_order_and_place() {
+    use Seen::{KeyDown, KeyUp, Press, Release};
+    let display = Display::start();
+    let _win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let answer = host
+        .input(
+            "all",
+            vec![
+                Event::Click(pb::Click { at: point(20, 30), count: 2, ..Default::default() }),
+                Event::Click(pb::Click {
+                    at: point(40, 50),
+                    button: pb::MouseButton::Right.into(),
+                    modifiers: vec!["Shift_L".into()],
+                    ..Default::default()
+                }),
+                Event::Drag(pb::Drag {
+                    path: [point(10, 10), point(200, 100)].map(Option::unwrap_or_default).into(),
+                    ..Default::default()
+                }),
+                Event::Scroll(pb::Scroll { at: point(60, 60), delta_x: -1, delta_y: 2 }),
+                Event::Chord(pb::Chord { keys: vec!["ctrl".into(), "A".into()], hold: None }),
+                Event::Key(pb::Key { key: "VK_A".into(), action: 0 }),
+            ],
+        )
+        .await
+        .expect("answered");
+    assert_eq!((answer.failure, answer.completed, answer.scrolled_x, answer.scrolled_y), (None, 6, -1, 2));
+    let expected = [
+        Press(1, 20, 30),
+        Release(1, 20, 30),
+        Press(1, 20, 30),
+        Release(1, 20, 30),
+        KeyDown(SHIFT),
+        Press(3, 40, 50),
+        Release(3, 40, 50),
+        KeyUp(SHIFT),
+        Press(1, 10, 10),
+        Release(1, 200, 100),
+        Press(6, 60, 60),
+        Release(6, 60, 60),
+        Press(5, 60, 60),
+        Release(5, 60, 60),
+        Press(5, 60, 60),
+        Release(5, 60, 60),
+        KeyDown(CONTROL),
+        KeyDown(KEY_A),
+        KeyUp(KEY_A),
+        KeyUp(CONTROL),
+        KeyDown(KEY_A),
+        KeyUp(KEY_A),
+    ];
+    assert_eq!(seen(&display), expected);
+    let probe = host.display().probe(pb::ProbeRequest {}).await.expect("probed").into_inner();
+    assert_eq!((probe.width, probe.height, probe.pointer_x, probe.pointer_y), (1280, 800, 60, 60));
+}
+
+#[tokio::test]
+async fn a_bad_event_stops_the_whole_batch_before_it_begins() {
+    let display = Display::start();
+    let _win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let click = || Event::Click(pb::Click { at: point(5, 5), ..Default::default() });
+    let drag =
+        |n: i32| Event::Drag(pb::Drag { path: vec![pb::Point { x: n, y: 0 }; 2], ..Default::default() });
+    let bad = [
+        (Event::Key(pb::Key { key: "NoSuchKey".into(), action: 0 }), Reason::UnknownKey, "NoSuchKey"),
+        (Event::Chord(pb::Chord { keys: vec![], hold: None }), Reason::Invalid, "chord.keys"),
+        (drag(-1), Reason::OutOfBounds, "(-1, 0)"),
+        (drag(1280), Reason::OutOfBounds, "1280 x 800"),
+        (Event::Click(pb::Click { count: 11, ..Default::default() }), Reason::Invalid, "click.count"),
+        (Event::Scroll(pb::Scroll { delta_y: 1001, ..Default::default() }), Reason::Invalid, "scroll"),
+        (Event::Text(pb::Text { text: "a\u{1}".into(), interval: None }), Reason::Invalid, "U+0001"),
+        (Event::Pause(seconds(11).unwrap_or_default()), Reason::Invalid, "pause"),
+    ];
+    for (i, (event, reason, word)) in bad.into_iter().enumerate() {
+        let answer = host.input(&format!("bad{i}"), vec![click(), event]).await.expect("answered");
+        let failure = answer.failure.expect("refused");
+        assert_eq!((failure.reason(), answer.completed), (reason, 0), "{}", failure.message);
+        assert!(failure.message.contains(word), "{:?} names {word:?}", failure.message);
+    }
+    assert_eq!(seen(&display), []);
+    let status = host.input(&"x".repeat(65), vec![click()]).await.expect_err("refused");
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_batch_is_done_once_and_a_sessions_end_lets_go() {
+    let display = Display::start();
+    display.tool("x11-xserver-utils", &["xset", "r", "off"]);
+    let _win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let press = vec![
+        Event::Move(pb::Move { to: point(9, 9), ..Default::default() }),
+        Event::Key(pb::Key { key: "A".into(), action: pb::Action::Press.into() }),
+        Event::Button(pb::Button { button: 0, action: pb::Action::Press.into() }),
+    ];
+    let first = host.input("once", press.clone()).await.expect("done");
+    let again = host.input("once", press.clone()).await.expect("remembered");
+    assert_eq!((first.failure, first.completed, first.replayed), (None, 3, false));
+    assert_eq!((again.failure, again.completed, again.replayed), (None, 3, true));
+    assert_eq!(seen(&display), [Seen::KeyDown(SHIFT), Seen::KeyDown(KEY_A), Seen::Press(1, 9, 9)]);
+
+    drop(host);
+    let mut events = Vec::new();
+    let deadline = std::time::Instant::now() + desktop::PATIENCE;
+    while events.len() < 3 {
+        assert!(std::time::Instant::now() < deadline, "keys and buttons stay down: {events:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        events.extend(seen(&display));
+    }
+    assert_eq!(events, [Seen::KeyUp(KEY_A), Seen::KeyUp(SHIFT), Seen::Release(1, 9, 9)]);
+    let host = display.session().await;
+    assert!(!host.input("once", press).await.expect("done").replayed, "another session, another memory");
+}
+
+#[tokio::test]
+async fn settling_waits_for_the_last_change_and_leaves_out_what_is_ignored() {
+    let display = Display::start();
+    let win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let request = pb::SettleRequest { quiet: millis(300), timeout: seconds(50), ignore: vec![] };
+    let draw = async {
+        for i in 0..4 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            fill(&display, win, 0x00aa_0000 + i, Rectangle { x: 10, y: 10, width: 50, height: 20 });
+        }
+    };
+    let (settled, ()) = tokio::join!(async { host.display().settle(request).await }, draw);
+    let settled = settled.expect("settled").into_inner();
+    assert!(!settled.timed_out && settled.settled_after_micros >= 400_000, "{settled:?}");
+    assert_eq!(settled.changed, [pb::Rect { x: 10, y: 10, width: 50, height: 20 }]);
+
+    let ignore = vec![pb::Rect { x: 0, y: 0, width: 100, height: 100 }];
+    let request = pb::SettleRequest { quiet: millis(200), timeout: seconds(50), ignore };
+    let blink = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            fill(&display, win, 0x00bb_0000, Rectangle { x: 10, y: 10, width: 2, height: 16 });
+        }
+    };
+    let settled = tokio::select! {
+        settled = async { host.display().settle(request).await } => settled.expect("settled").into_inner(),
+        () = blink => unreachable!("never ends"),
+    };
+    assert_eq!((settled.timed_out, settled.settled_after_micros, settled.changed.len()), (false, 0, 0));
+}
+
+#[tokio::test]
+async fn input_with_settle_sees_what_the_input_changed() {
+    let mut display = Display::start();
+    display.manage();
+    display.run("xterm", &["xterm", "-e", "cat"]);
+    display.focused_window("xterm");
+    let host = display.session().await;
+    let settle = pb::SettleRequest { quiet: millis(300), timeout: seconds(50), ignore: vec![] };
+    host.display().settle(settle.clone()).await.expect("calm before");
+    let events =
+        vec![pb::InputEvent { event: Some(Event::Text(pb::Text { text: "hello".into(), interval: None })) }];
+    let request = pb::InputRequest { batch_id: "s".into(), events, settle: Some(settle) };
+    let answer = host.display().input(request).await.expect("done").into_inner();
+    let settled = answer.settle.expect("was asked for");
+    assert!(
+        !settled.timed_out && !settled.changed.is_empty() && settled.settled_after_micros > 0,
+        "{settled:?}"
+    );
+    assert!(capture(&host, settled.sequence).await.rects.is_empty(), "nothing has changed since it settled");
+}

@@ -1,0 +1,252 @@
+//! The SDK against a fake daemon in the same process, over an in-memory pipe.
+
+mod fake;
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use fake::{Fake, TOKEN};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use hvkube_sdk::desktop::{ExecEvent, WriteOptions};
+use hvkube_sdk::v1::{ScreenshotOptions, Template, VmState};
+use hvkube_sdk::{Client, Code, Error, Input, ReleasePolicy, RetryPolicy};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::oneshot;
+use tonic::transport::{Endpoint, Server};
+
+async fn connected(fake: &Fake, token: &str) -> Client {
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let server = Server::builder().add_routes(fake.routes());
+    tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, io::Error>(theirs))));
+    let mut ours = Some(ours);
+    let connect = tower::service_fn(move |_| {
+        let ours = ours.take().map(TokioIo::new).ok_or_else(|| io::Error::other("one connection only"));
+        async move { ours }
+    });
+    let channel =
+        Endpoint::from_static("http://fake").connect_with_connector(connect).await.expect("in memory");
+    Client::from_channel(channel, Some(token)).expect("a legal token")
+}
+
+#[tokio::test]
+async fn lists_walk_all_pages() {
+    let client = connected(&Fake::default(), TOKEN).await;
+    let names: Vec<String> =
+        client.list_vms(Some("browser"), &[]).map_ok(|vm| vm.name).try_collect().await.expect("three pages");
+    assert_eq!(names, ["vms/browser-1", "vms/browser-2", "vms/browser-3"]);
+    let saved: Vec<_> = client.list_vms(None, &[VmState::Saved]).try_collect().await.expect("one page");
+    assert_eq!(saved.len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_token_is_said_so_and_not_retried() {
+    let client = connected(&Fake::default(), "wrong").await;
+    let error = client.get_vm("browser-1").await.expect_err("refused");
+    assert_eq!((error.code(), error.reason()), (Code::Unauthenticated, Some("TOKEN_MISSING_OR_WRONG")));
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_there_is_told_apart() {
+    // Bound and closed again: nothing listens there now.
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("loopback").port();
+    let builder = Client::builder().endpoint(format!("http://127.0.0.1:{port}")).token("x");
+    let error = builder.clone().connect().await.expect_err("nobody there");
+    assert!(error.is_unreachable(), "{error:?}");
+    let lazy = builder.retry(RetryPolicy::none()).connect_lazy().expect("legal settings");
+    let error = lazy.target("browser-1").click(1, 2).await.expect_err("nobody there");
+    assert!(error.is_unreachable(), "{error:?}");
+    assert!(error.to_string().contains(&port.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_broken_acquire_is_repeated_and_makes_one_lease() {
+    let fake = Fake::default();
+    fake.set(|seen| seen.break_acquires = 1);
+    let client = connected(&fake, TOKEN).await;
+    let desktop = client.acquire("browser").await.expect("the repeat gets through");
+    let seen = fake.seen();
+    assert_eq!((seen.acquires, seen.leases.len()), (2, 1));
+    let lease = desktop.release(ReleasePolicy::Destroy).await.expect("released");
+    assert_eq!(fake.seen().released, [(lease.name, ReleasePolicy::Destroy)]);
+}
+
+#[tokio::test]
+async fn a_dropped_acquire_is_cancelled_at_the_daemon() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let acquire = tokio::spawn(async move { client.acquire("busy").await.map(|_| ()) });
+    fake.wait_for("an acquire", |seen| seen.acquires == 1).await;
+    acquire.abort();
+    fake.wait_for("its end", |seen| seen.abandoned == 1).await;
+    assert!(fake.seen().leases.is_empty());
+}
+
+#[tokio::test]
+async fn a_dropped_desktop_is_given_back() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    drop(client.acquire("browser").await.expect("a desktop"));
+    let seen = fake.wait_for("a release", |seen| !seen.released.is_empty()).await;
+    assert_eq!(seen.released, [("leases/l-1".to_owned(), ReleasePolicy::Reset)]);
+    let detached = client.acquire("browser").await.expect("a desktop").detach();
+    let listed = client.renew_lease(&detached.name, None).await.expect("still there");
+    assert_eq!((listed.name, fake.seen().released.len()), (detached.name, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_at_a_third_of_its_ttl_until_it_is_lost() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let desktop = client.acquire("browser").ttl(Duration::from_secs(30)).await.expect("a desktop");
+    let start = tokio::time::Instant::now();
+    let mut seen = 0;
+    while seen < 3 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        seen = fake.seen().renewals;
+    }
+    let each = start.elapsed() / 3;
+    assert!((9..=11).contains(&each.as_secs()), "renewed every {each:?}");
+    assert!(!desktop.is_lost());
+    fake.set(|seen| seen.lease_ended = true);
+    let lost = desktop.lost().await;
+    assert_eq!((lost.lease.as_str(), lost.reason()), ("leases/l-1", "LEASE_ENDED"));
+    drop(desktop);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(fake.seen().released.is_empty(), "a lost lease is not given back");
+}
+
+#[tokio::test]
+async fn input_keeps_its_order_and_errors_name_the_event() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let target = client.target("browser-1");
+    let done = target.input(Input::new().click(10, 20).text("héllo\n").chord("ctrl+s")).await.expect("done");
+    assert_eq!(done.completed, 3);
+    let batch = &fake.seen().batches[0];
+    assert_eq!(batch.target, "vms/browser-1");
+    assert!(!batch.batch_id.is_empty(), "a repeat must be recognisable");
+    let error = target.input(Input::new().text("a").click(5000, 0)).await.expect_err("outside");
+    assert_eq!(error.reason(), Some("OUT_OF_FRAME"));
+    assert_eq!(error.api().expect("an answer").field_violations()[0].field, "events[1].click.at");
+    assert_eq!(fake.seen().batches.len(), 1);
+    let act =
+        target.act(Input::new().key("Return")).screenshot(ScreenshotOptions::default()).await.expect("done");
+    assert!(act.screenshot.is_some());
+    let stream = target.stream_screenshots(ScreenshotOptions::default(), 5.0).await.expect("a stream");
+    let sequences: Vec<u64> = stream.map(|shot| shot.expect("a picture").sequence).collect().await;
+    assert_eq!(sequences, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn programs_are_collected_streamed_and_killed_with_their_stream() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let target = client.target("leases/l-1");
+    let output = target.exec(["say", "out", "err", "3"]).await.expect("ran");
+    assert_eq!(
+        (output.stdout_lossy().as_ref(), output.stderr_lossy().as_ref(), output.exit.code),
+        ("out", "err", 3)
+    );
+    assert!(!output.success());
+    let echoed = target.exec(["cat"]).stdin("given").await.expect("ran");
+    assert_eq!(echoed.stdout, b"given");
+    let error = target.exec(["cat"]).stdin(vec![0; 100]).max_output(99).await.expect_err("too much");
+    assert!(matches!(error, Error::TooLarge { limit: 99, .. }));
+    assert_eq!(target.exec(["nope"]).await.expect_err("no such").reason(), Some("PROGRAM_NOT_FOUND"));
+    let mut stream = target.exec(["sleep"]).stream().await.expect("started");
+    assert_eq!(stream.next().await.expect("an event"), Some(ExecEvent::Started { pid: 42 }));
+    drop(stream);
+    fake.wait_for("a kill", |seen| seen.killed == 1).await;
+}
+
+#[tokio::test]
+async fn files_go_in_and_out_whole() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let target = client.target("browser-1");
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let big: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let local = dir.path().join("big");
+    std::fs::write(&local, &big).expect("write");
+    assert_eq!(target.copy_in(&local, "/big", WriteOptions::default()).await.expect("copied"), 3_000_000);
+    assert_eq!(target.write_file("/small", "tiny", WriteOptions::default()).await.expect("written"), 4);
+    let back = dir.path().join("back");
+    assert_eq!(target.copy_out("/big", &back).await.expect("copied"), 3_000_000);
+    assert!(std::fs::read(&back).expect("read") == big);
+    assert_eq!(target.read_file("/small", 100).await.expect("read"), b"tiny");
+    assert!(matches!(target.read_file("/big", 100).await, Err(Error::TooLarge { .. })));
+    assert_eq!(
+        target.read_file("/none", 100).await.expect_err("none").reason(),
+        Some("GUEST_FILE_NOT_FOUND")
+    );
+    let names: Vec<_> =
+        std::fs::read_dir(dir.path()).expect("read").map(|e| e.expect("entry").file_name()).collect();
+    assert_eq!(names.len(), 2, "no unfinished file stays: {names:?}");
+}
+
+/// Gives some bytes, hangs, and fails when it is told to.
+struct Torn {
+    left: usize,
+    tear: oneshot::Receiver<()>,
+}
+
+impl AsyncRead for Torn {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Pin::new(&mut self.tear).poll(cx).map(|_| Err(io::Error::other("disk torn out")));
+        }
+        let n = self.left.min(buf.remaining());
+        buf.put_slice(&vec![7; n]);
+        self.left -= n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn half_a_file_never_passes_for_a_whole_one() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let upload = |path: &'static str| {
+        let (tear, torn) = oneshot::channel();
+        let target = client.target("browser-1");
+        let reader = Torn { left: 700_000, tear: torn };
+        (tear, tokio::spawn(async move { target.send(path, reader, WriteOptions::default(), |_| {}).await }))
+    };
+    let (tear, upload_torn) = upload("/torn");
+    // Once the daemon has taken the call up: one that is over before that never comes to its handler.
+    fake.wait_for("an upload", |seen| seen.uploads == 1).await;
+    tear.send(()).expect("it reads");
+    let error = upload_torn.await.expect("no panic").expect_err("torn");
+    assert!(matches!(error, Error::Io { .. }), "{error:?}");
+    fake.wait_for("the torn upload's end", |seen| seen.broken_uploads == 1).await;
+    // The same for a caller that gives up in the middle.
+    let (_tear, upload_dropped) = upload("/dropped");
+    fake.wait_for("another upload", |seen| seen.uploads == 2).await;
+    upload_dropped.abort();
+    fake.wait_for("the dropped upload's end", |seen| seen.broken_uploads == 2).await;
+    assert!(fake.seen().files.is_empty());
+}
+
+#[tokio::test]
+async fn operations_are_followed_to_their_end() {
+    let client = connected(&Fake::default(), TOKEN).await;
+    let operation = client.create_template("linux", Template::default()).await.expect("started");
+    let mut phases = Vec::new();
+    let template: Template = client
+        .wait_operation(operation, |op| phases.extend(hvkube_sdk::template_progress(op).map(|p| p.phase)))
+        .await
+        .expect("made");
+    assert_eq!(template.name, "templates/linux");
+    assert_eq!(phases, ["CHECKING_DISK", "BOOTING", "DONE"]);
+    let operation = client.create_template("broken", Template::default()).await.expect("started");
+    let error = client.wait_operation::<Template>(operation, |_| {}).await.expect_err("fails");
+    assert_eq!((error.code(), error.reason()), (Code::InvalidArgument, Some("DISK_NOT_AN_IMAGE")));
+}
