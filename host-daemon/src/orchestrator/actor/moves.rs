@@ -196,7 +196,9 @@ impl Actor {
         let cause = "the daemon stops";
         self.parked = true;
         match self.row.state {
-            VmState::Running | VmState::Paused if self.shared.hv.capabilities().save => self.save(cause).await,
+            VmState::Running | VmState::Paused if self.shared.hv.capabilities().save => {
+                self.save(cause).await
+            }
             VmState::Running | VmState::Paused => {
                 let ready = self.row.clean && self.row.availability == Availability::Idle;
                 if ready && self.row.pool.is_some() {

@@ -24,7 +24,6 @@ impl Orchestrator {
     }
 
     async fn create_pool_now(&self, request: CreatePool) -> Result<PoolView> {
-
         let shared = self.open()?;
         let _lock = shared.leases.lock(request.request.as_ref()).await;
         if let Some(pool) = answered(shared, request.request.as_ref()).await? {
@@ -115,7 +114,6 @@ impl Orchestrator {
     }
 
     async fn delete_pool_now(&self, id: &PoolId, force: bool, etag: Option<u64>) -> Result<()> {
-
         let shared = self.open()?;
         let mut pool = self.pool_row(id).await?;
         check_etag("pool", id.as_str(), etag, pool.version)?;

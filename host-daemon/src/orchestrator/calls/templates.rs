@@ -30,7 +30,6 @@ impl Orchestrator {
     }
 
     async fn create_template_now(&self, request: CreateTemplate) -> Result<Operation> {
-
         let shared = self.open()?;
         let _lock = shared.leases.lock(request.request.as_ref()).await;
         if let Some(operation) = answered(shared, request.request.as_ref()).await? {
@@ -119,7 +118,6 @@ impl Orchestrator {
     }
 
     async fn delete_template_now(&self, id: &TemplateId, etag: Option<u64>) -> Result<()> {
-
         let shared = self.open()?;
         let mut template = self.template(id).await?;
         check_etag("template", id.as_str(), etag, template.version)?;

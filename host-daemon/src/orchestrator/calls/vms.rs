@@ -130,7 +130,6 @@ impl Orchestrator {
     }
 
     async fn fork_vm_now(&self, caller: &Caller, fork: Fork) -> Result<VmView> {
-
         let shared = self.open()?;
         let _lock = shared.leases.lock(fork.request.as_ref()).await;
         if let Some(vm) = answered(shared, fork.request.as_ref()).await? {
@@ -178,7 +177,6 @@ impl Orchestrator {
     }
 
     async fn create_checkpoint_now(&self, caller: &Caller, take: TakeCheckpoint) -> Result<CheckpointView> {
-
         let shared = self.open()?;
         let _lock = shared.leases.lock(take.request.as_ref()).await;
         if let Some(id) = answered(shared, take.request.as_ref()).await? {
@@ -266,7 +264,6 @@ impl Orchestrator {
     }
 
     async fn delete_checkpoint_now(&self, caller: &Caller, id: &VmId, checkpoint: &str) -> Result<()> {
-
         let shared = self.open()?;
         let handle = self.usable(caller, id)?;
         if checkpoint == CLEAN {

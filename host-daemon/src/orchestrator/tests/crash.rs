@@ -26,7 +26,14 @@ async fn cause(o: Orchestrator, call: &str) {
     match call {
         "resume" | "open_guest" => {}
         "save" => drop(o.save_vm(&caller, &vm).await),
-        "reset" => release(&o, &Granted { lease: granted.lease, vm: o.vm(&vm).await.expect("vm") }, ReleasePolicy::Reset).await,
+        "reset" => {
+            release(
+                &o,
+                &Granted { lease: granted.lease, vm: o.vm(&vm).await.expect("vm") },
+                ReleasePolicy::Reset,
+            )
+            .await
+        }
         "stop" => drop(o.stop_vm(&caller, &vm, crate::hypervisor::Stop::Hard).await),
         "pause" => drop(o.pause_vm(&caller, &vm).await),
         "delete" => drop(o.delete_vm(&caller, &vm, true, None).await),
@@ -78,7 +85,8 @@ fn whatever_was_under_way_is_made_good() {
                     o.release(&admin(), &lease.id, ReleasePolicy::Reset).await.expect("released");
                 }
                 let size = if call == "define" { 3 } else { 2 };
-                status_when(&o, "desk", &format!("{call} {when:?}: all ready"), |status| status.warm == size).await;
+                status_when(&o, "desk", &format!("{call} {when:?}: all ready"), |status| status.warm == size)
+                    .await;
                 check(&o, &world).await;
                 o.shutdown().await;
             });

@@ -52,7 +52,8 @@ fn settings() -> Settings {
 
 /// An orchestrator with the store in `dir` and what `world` has.
 async fn start(dir: &Path, world: &Arc<World>) -> Orchestrator {
-    let store = Store::open(&StoreConfig { path: dir.join("store.db"), durable: false }).await.expect("store");
+    let store =
+        Store::open(&StoreConfig { path: dir.join("store.db"), durable: false }).await.expect("store");
     Orchestrator::start(store, Arc::new(Sim::new(world)), settings()).await.expect("started")
 }
 
@@ -209,7 +210,9 @@ async fn check(o: &Orchestrator, world: &World) {
     }
     let mut rows: Vec<String> = vms.iter().map(|view| view.vm.id.to_string()).collect();
     let mut real = world.names();
-    rows.retain(|name| real.contains(name) || !vms.iter().any(|v| v.vm.id.as_str() == name && v.vm.state == VmState::Error));
+    rows.retain(|name| {
+        real.contains(name) || !vms.iter().any(|v| v.vm.id.as_str() == name && v.vm.state == VmState::Error)
+    });
     real.sort();
     rows.sort();
     assert_eq!(rows, real, "rows and vms");

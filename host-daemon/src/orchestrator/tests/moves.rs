@@ -38,7 +38,8 @@ async fn a_refused_move_leaves_the_vm_as_it_was() {
     let vm = granted.vm.vm.id.clone();
     for call in ["pause", "save"] {
         bench.world.fail(call, &[Fault::Refused]);
-        let done = if call == "pause" { o.pause_vm(&caller, &vm).await } else { o.save_vm(&caller, &vm).await };
+        let done =
+            if call == "pause" { o.pause_vm(&caller, &vm).await } else { o.save_vm(&caller, &vm).await };
         assert_eq!(done.expect_err("refused").reason, Reason::HypervisorFailed);
         assert_eq!(state(o, &vm).await, VmState::Running, "{call}");
         until("a session again", async || o.vm(&vm).await.expect("vm").guest.filter(|g| g.connected)).await;

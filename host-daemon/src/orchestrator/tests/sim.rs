@@ -167,7 +167,9 @@ impl World {
         let (event, events) = {
             let mut inner = self.lock();
             let machine = inner.machines.get_mut(vm).expect("vm");
-            let (Observed::Running(run) | Observed::Paused(run)) = machine.is else { panic!("{vm} does not run") };
+            let (Observed::Running(run) | Observed::Paused(run)) = machine.is else {
+                panic!("{vm} does not run")
+            };
             machine.is = if clean { Observed::Off } else { Observed::Broken("it burned".into()) };
             let reason = if clean { "shut down" } else { "it burned" }.to_owned();
             (Event::Exited { vm: vm.clone(), run, reason, clean }, inner.events.clone())
@@ -180,7 +182,11 @@ impl World {
     async fn stand(&self, call: &'static str, when: When) {
         let gate = {
             let inner = self.lock();
-            inner.gates.iter().find(|(name, at, _)| *name == call && *at == when).map(|(.., gate)| gate.clone())
+            inner
+                .gates
+                .iter()
+                .find(|(name, at, _)| *name == call && *at == when)
+                .map(|(.., gate)| gate.clone())
         };
         if let Some(gate) = gate {
             gate.reached.send_modify(|count| *count += 1);
