@@ -34,7 +34,7 @@ Environment:
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
-    /// Format of the output; also accepted behind the command
+    /// Format of the output: table, wide, json, yaml or name; also accepted behind the command
     #[arg(
         id = "root_format",
         short = 'o',

@@ -51,8 +51,11 @@ async fn supervise(context: &Context, command: args::Command) -> report::Outcome
     let limit = if command.has_own_timeout() { None } else { context.timeout() };
     let work = commands::run(context, command);
     tokio::select! {
-        outcome = work => outcome,
+        // The signals first: on a fast loopback the work's first poll already asks the daemon, and must not do so before
+        // anybody listens.
+        biased;
         signal = interrupt::wait(), if interruptible => Err(Failure::Interrupted(signal?)),
+        outcome = work => outcome,
         () = expired(limit) => Err(Failure::TimedOut(limit.unwrap_or_default())),
     }
 }

@@ -1,7 +1,9 @@
 //! A daemon inside another program: started, called over gRPC as any client would, and stopped.
 //!
-//! Run with `cargo run -p hvkube-host --example embedded`. It uses the process backend, which needs no virtual machines,
-//! and a state directory that goes away with it.
+//! Run with `cargo run -p hvkube-host --example embedded target/debug/hvkube-guest`, the guest agent being built before.
+//! It uses the process backend, which needs no virtual machines, and a state directory that goes away with it.
+
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use hvkube_host::config::{Config, Dirs, HypervisorKind};
@@ -11,12 +13,13 @@ use hvkube_proto::v1::host_service_client::HostServiceClient;
 use tonic::Request;
 use tonic::transport::Endpoint;
 
-/// Starts a daemon, asks it who it is, and stops it.
-pub(crate) async fn run() -> anyhow::Result<v1::Host> {
+/// Starts a daemon whose desktops get this agent, asks it who it is, and stops it.
+pub(crate) async fn run(agent: PathBuf) -> anyhow::Result<v1::Host> {
     let state_dir = tempfile::tempdir().context("make a state directory")?;
     let mut config = Config::defaults(state_dir.path());
     config.listen = "127.0.0.1:0".parse().context("parse the address")?;
     config.hypervisor = HypervisorKind::Process;
+    config.process.agent_binary = agent;
     // Sockets go into the state directory too, instead of /run.
     config.resolve(&Dirs { run_base: None, ..Dirs::system() });
 
@@ -36,7 +39,8 @@ async fn ask(daemon: &Daemon) -> anyhow::Result<v1::Host> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let host = run().await?;
+    let agent = std::env::args_os().nth(1).context("usage: embedded PATH-OF-HVKUBE-GUEST")?;
+    let host = run(agent.into()).await?;
     println!("{} runs {} {}", host.name, host.hypervisor, host.hypervisor_version);
     Ok(())
 }

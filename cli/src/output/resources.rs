@@ -135,7 +135,6 @@ impl Resource for Template {
             "NETWORK" Wide |t| network(t);
             "SCREEN" Wide |t| t.display.map(|d| format!("{}x{}", d.width, d.height)).unwrap_or_default();
             "SOFTWARE" Wide |t| t.installed_software.join("\n");
-            "REASON" Wide |t| t.state_reason.clone();
             "TITLE" Detail |t| t.display_name.clone();
             "DISK" Detail |t| t.source.as_ref().map(|s| s.disk_path.clone()).unwrap_or_default();
             "KERNEL" Detail |t| t.source.as_ref().map(|s| s.kernel_path.clone()).unwrap_or_default();
@@ -153,7 +152,6 @@ impl Resource for Template {
     fn tone(&self) -> Tone {
         match self.state() {
             TemplateState::Ready => Tone::Good,
-            TemplateState::Failed => Tone::Bad,
             TemplateState::Preparing | TemplateState::Deleting => Tone::Busy,
             TemplateState::Unspecified => Tone::Plain,
         }

@@ -8,7 +8,7 @@
 //! time to drain is over.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -70,6 +70,7 @@ pub(crate) async fn enforce(State(stopping): State<Stopping>, mut request: Reque
                 body: Some(body),
                 sleep: Box::pin(sleep_until(end)),
                 stop: Box::pin(stop.cancelled_owned()),
+                last_word: false,
             })
         }),
         () = sleep_until(end) => late().into_http(),
@@ -110,6 +111,8 @@ struct Expiring {
     body: Option<Body>,
     sleep: Pin<Box<Sleep>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// What was ready when the daemon began to stop has been sent: who watches health is told before it ends.
+    last_word: bool,
 }
 
 impl http_body::Body for Expiring {
@@ -121,29 +124,29 @@ impl http_body::Body for Expiring {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
-        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let Some(mut body) = this.body.take() else { return Poll::Ready(None) };
         // The clock is asked first: a stream that always has something to say must end too. Trailers of a call that is
         // just over are still let through.
-        let ended = if this.sleep.as_mut().poll(cx).is_ready() {
-            Some(late as fn() -> Status)
-        } else {
-            this.stop.as_mut().poll(cx).is_ready().then_some(stopped as fn() -> Status)
-        };
-        let polled = Pin::new(body).poll_frame(cx);
-        let Some(status) = ended else {
-            let frame = ready!(polled);
-            if frame.is_none() {
-                this.body = None;
+        let late_now = this.sleep.as_mut().poll(cx).is_ready();
+        let stopped_now = this.stop.as_mut().poll(cx).is_ready();
+        let polled = Pin::new(&mut body).poll_frame(cx);
+        if !late_now && !stopped_now {
+            if !matches!(polled, Poll::Ready(None)) {
+                this.body = Some(body);
             }
-            return Poll::Ready(frame);
-        };
-        this.body = None;
+            return polled;
+        }
         match polled {
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(Some(Ok(frame))) if !late_now && !std::mem::replace(&mut this.last_word, true) => {
+                this.body = Some(body);
+                Poll::Ready(Some(Ok(frame)))
+            }
             _ => {
                 let mut trailers = HeaderMap::new();
-                if status().add_header(&mut trailers).is_err() {
+                let status = if late_now { late() } else { stopped() };
+                if status.add_header(&mut trailers).is_err() {
                     trailers.insert("grpc-status", HeaderValue::from_static("4"));
                 }
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))

@@ -189,8 +189,8 @@ async fn health_is_open_and_follows_the_daemon() {
     assert_eq!(client.check(unknown).await.expect_err("unknown").code(), Code::NotFound);
 
     served.health.set(false).await;
-    assert_eq!(seen(watch.next().await), ServingStatus::NotServing);
     served.stopping.begun.cancel();
+    assert_eq!(seen(watch.next().await), ServingStatus::NotServing, "said before the end");
     let end = watch.next().await.expect("an end").expect_err("a status");
     assert_eq!(end.code(), Code::Unavailable);
     assert_eq!(end.get_details_error_info().expect("ErrorInfo").reason, "SHUTTING_DOWN");

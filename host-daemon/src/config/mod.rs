@@ -283,14 +283,14 @@ impl Config {
     }
 }
 
-/// The guest agent that was installed with this program, else the one in the PATH.
+/// The guest agent that was installed with this program, else the one in the PATH. Where there is none, its bare name:
+/// the backend then says what it missed.
 fn agent() -> PathBuf {
     const NAME: &str = "hvkube-guest";
-    std::env::current_exe()
-        .ok()
-        .map(|program| program.with_file_name(NAME))
-        .filter(|agent| agent.is_file())
-        .unwrap_or_else(|| NAME.into())
+    let beside = std::env::current_exe().ok().map(|program| program.with_file_name(NAME));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = std::env::split_paths(&path).map(|dir| dir.join(NAME));
+    beside.into_iter().chain(in_path).find(|agent| agent.is_file()).unwrap_or_else(|| NAME.into())
 }
 
 /// Where things are on this machine unless a setting says otherwise.

@@ -208,7 +208,6 @@ pub(crate) async fn receive_file(
     let path = part.0.as_deref().unwrap_or(local);
     let mut out = fs::File::create(path).await.map_err(fail)?;
     let size = file.copy_to(&mut out, progress).await?;
-    out.flush().await.map_err(fail)?;
     fs::rename(path, local).await.map_err(fail)?;
     let mut part = part;
     part.0 = None;
@@ -243,6 +242,8 @@ impl FileStream {
             done += piece.len() as u64;
             progress(done);
         }
+        // Tokio's files and standard output hand a write to a thread and answer at once: what is not flushed may be lost.
+        writer.flush().await.map_err(|err| Error::io("write the local file", err))?;
         Ok(done)
     }
 

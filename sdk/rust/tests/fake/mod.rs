@@ -111,7 +111,6 @@ impl Fake {
     }
 }
 
-#[expect(clippy::result_large_err, clippy::needless_pass_by_value, reason = "the signature of interceptors")]
 fn check(request: Request<()>) -> Result<Request<()>, Status> {
     let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
     if token == Some(&format!("Bearer {TOKEN}")) {
