@@ -199,7 +199,9 @@ impl Actor {
 
     /// Kept as it is for its last holder: saved, and no longer the pool's.
     pub(super) async fn keep(&mut self) -> Result<()> {
-        if self.row.state != VmState::Saved && self.shared.hv.capabilities().save {
+        // One that its holder switched off or that failed is kept just so.
+        let holds_memory = matches!(self.row.state, VmState::Running | VmState::Paused);
+        if holds_memory && self.shared.hv.capabilities().save {
             self.save("kept by its last holder").await?;
         }
         let pool = self.row.pool.clone();
@@ -214,8 +216,34 @@ impl Actor {
         Ok(())
     }
 
+    /// The daemon stops: memory goes to disk, so that the VM goes on afterwards, or the VM is switched off where that
+    /// can't be. A pool's own VM that was ready is made ready again at the next start.
+    pub(in crate::orchestrator) async fn park(&mut self) -> Result<()> {
+        let cause = "the daemon stops";
+        self.parked = true;
+        match self.row.state {
+            VmState::Running | VmState::Paused if self.shared.hv.capabilities().save => {
+                self.save(cause).await
+            }
+            VmState::Running | VmState::Paused => {
+                let ready = self.row.clean && self.row.availability == Availability::Idle;
+                if ready && self.row.pool.is_some() {
+                    self.write(|row| row.pending = Some(Pending::Reset)).await?;
+                }
+                self.stop(Stop::Hard, cause).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the VM with all its files, then its row.
     pub(in crate::orchestrator) async fn delete(&mut self) -> Result<()> {
+        if let Some(lease) = &self.row.lease {
+            // Whoever asked looked before the VM was leased.
+            return Err(Error::new(Reason::VmLeased, format!("vm {} is leased", self.row.id))
+                .with("vm", &self.row.id)
+                .with("lease", lease));
+        }
         if self.row.state != VmState::Deleting {
             self.enter(VmState::Deleting, "asked to").await?;
         }
@@ -239,19 +267,32 @@ impl Actor {
             Observed::Paused(run) => (VmState::Paused, Some(run)),
             Observed::Saved => (VmState::Saved, None),
             Observed::Off => (VmState::Off, None),
+            Observed::Broken(_) if self.row.state == VmState::Deleting => return self.delete().await,
             Observed::Broken(why) => return self.lost(&why).await,
         };
         self.set_run(run);
-        if self.row.state != state && self.row.state != VmState::Deleting {
-            // What is there counts, whatever the table says of how it came to be.
-            tracing::info!(vm = %self.row.id, recorded = %self.row.state, found = %state, "vm found");
-            self.write(|row| {
-                row.state = state;
-                row.state_reason = cause.to_owned();
-                row.state_since = Timestamp::now();
-                row.clean &= state == VmState::Saved;
-            })
-            .await?;
+        match self.row.state {
+            VmState::Deleting => return self.delete().await,
+            // It failed, whatever is left of it; who wants it back resets it.
+            VmState::Error => return Ok(()),
+            recorded if recorded != state => {
+                // What is there counts, whatever the table says of how it came to be.
+                tracing::info!(vm = %self.row.id, %recorded, found = %state, "vm found");
+                let keeps_clean = state == VmState::Saved;
+                self.write(|row| {
+                    row.state = state;
+                    row.state_reason = cause.to_owned();
+                    row.state_since = Timestamp::now();
+                    let ours = row.pool.is_some() && row.availability == Availability::Idle;
+                    if row.clean && !keeps_clean && ours && row.pending.is_none() {
+                        // It was ready, or on the way to it, and nobody had it: the pool has to make it ready again.
+                        row.pending = Some(Pending::Reset);
+                    }
+                    row.clean &= keeps_clean;
+                })
+                .await?;
+            }
+            _ => {}
         }
         if state == VmState::Running {
             let epoch = self.link.open(self.row.epoch);

@@ -126,8 +126,13 @@ impl Orchestrator {
     /// # Errors
     /// As every move; [`Reason::AlreadyExists`], [`Reason::NotSupported`]. Nothing is left of a fork that failed.
     pub async fn fork_vm(&self, caller: &Caller, fork: Fork) -> Result<VmView> {
+        let this = self.clone();
+        let caller = caller.clone();
+        self.to_the_end(async move { this.fork_vm_now(&caller, fork).await }).await
+    }
+
+    async fn fork_vm_now(&self, caller: &Caller, fork: Fork) -> Result<VmView> {
         let shared = self.open()?;
-        let _under_way = shared.leases.under_way.token();
         let _lock = shared.leases.lock(fork.request.as_ref()).await;
         if let Some(vm) = answered(shared, fork.request.as_ref()).await? {
             let id = VmId::new(vm).map_err(|error| Error::field("vm_id", error.to_string()))?;
@@ -168,8 +173,13 @@ impl Orchestrator {
     /// # Errors
     /// As every move; [`Reason::AlreadyExists`], [`Reason::InvalidField`] for `clean`.
     pub async fn create_checkpoint(&self, caller: &Caller, take: TakeCheckpoint) -> Result<CheckpointView> {
+        let this = self.clone();
+        let caller = caller.clone();
+        self.to_the_end(async move { this.create_checkpoint_now(&caller, take).await }).await
+    }
+
+    async fn create_checkpoint_now(&self, caller: &Caller, take: TakeCheckpoint) -> Result<CheckpointView> {
         let shared = self.open()?;
-        let _under_way = shared.leases.under_way.token();
         let _lock = shared.leases.lock(take.request.as_ref()).await;
         if let Some(id) = answered(shared, take.request.as_ref()).await? {
             let all = self.checkpoints(caller, &take.vm).await?;
@@ -250,6 +260,12 @@ impl Orchestrator {
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::LeaseNotYours`], [`Reason::CheckpointReserved`] for `clean`.
     pub async fn delete_checkpoint(&self, caller: &Caller, id: &VmId, checkpoint: &str) -> Result<()> {
+        let this = self.clone();
+        let (caller, id, checkpoint) = (caller.clone(), id.clone(), checkpoint.to_owned());
+        self.to_the_end(async move { this.delete_checkpoint_now(&caller, &id, &checkpoint).await }).await
+    }
+
+    async fn delete_checkpoint_now(&self, caller: &Caller, id: &VmId, checkpoint: &str) -> Result<()> {
         let shared = self.open()?;
         let handle = self.usable(caller, id)?;
         if checkpoint == CLEAN {
