@@ -13,6 +13,7 @@
 mod fence;
 mod slots;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ impl Keyboard {
             &xkb::SelectEventsAux::new(),
         )?;
         let fence = Fence::new(&conn, root)?;
-        let slots = Slots::recover(&conn, root)?;
+        let slots = Slots::recover(&conn, root, device)?;
         // After the recovery, because enigo wants a spare keycode even when it is only asked for the mouse.
         let settings =
             Settings { x11_display: Some(display.to_owned()), linux_delay: 0, ..Settings::default() };
@@ -157,11 +158,24 @@ impl Keyboard {
             self.fence.wait(&self.conn, cancel)?;
         }
         self.slots.record(&self.conn, self.root)?;
-        keymap::assign(&self.conn, &plan.levels)?;
+        let keymap = self.refresh()?.0;
+        keymap::assign(&self.conn, self.device, &keymap, &plan.levels)?;
+        self.keymap = None;
         self.slots.take(plan);
+        self.fence.wait_for_manager(&self.conn, cancel)?;
         // Programs have seen the change before the first key comes. They would in any case, in order; this is for those
         // that reread the map lazily.
         self.fence.wait_if_cheap(&self.conn, cancel)
+    }
+
+    /// Takes all lent keycodes back, once nobody needs them any more.
+    fn give_back(&mut self) -> Outcome {
+        let cancel = Cancel::default();
+        self.fence.wait(&self.conn, &cancel)?;
+        let keymap = self.refresh()?.0;
+        self.slots.restore(&self.conn, self.root, self.device, &keymap)?;
+        self.keymap = None;
+        self.fence.wait_for_manager(&self.conn, &cancel)
     }
 
     fn type_stroke(&self, keymap: &Keymap, stroke: Stroke) -> Outcome {
@@ -247,7 +261,7 @@ impl Keyboard {
         deadline: Instant,
         mut wanted: impl FnMut(&Event) -> Option<T>,
     ) -> Outcome<Option<T>> {
-        wait_for(&self.conn, deadline, &Cancel::default(), &mut wanted)
+        wait_for(&self.conn, &self.fence.map_changed, deadline, &Cancel::default(), &mut wanted)
     }
 
     fn enigo(result: Result<(), enigo::InputError>) -> Outcome {
@@ -258,6 +272,7 @@ impl Keyboard {
 /// Reads events until one is wanted; none at the deadline.
 fn wait_for<T>(
     conn: &RustConnection,
+    map_changed: &Cell<bool>,
     deadline: Instant,
     cancel: &Cancel,
     wanted: &mut dyn FnMut(&Event) -> Option<T>,
@@ -267,6 +282,9 @@ fn wait_for<T>(
     conn.flush()?;
     loop {
         while let Some(event) = conn.poll_for_event()? {
+            if changes_map(&event) {
+                map_changed.set(true);
+            }
             if let Some(found) = wanted(&event) {
                 return Ok(Some(found));
             }
@@ -282,6 +300,10 @@ fn wait_for<T>(
             Err(e) => return Err(InputError::Platform(e.to_string())),
         }
     }
+}
+
+fn changes_map(event: &Event) -> bool {
+    matches!(event, Event::XkbMapNotify(_) | Event::XkbNewKeyboardNotify(_) | Event::MappingNotify(_))
 }
 
 fn no_room(sym: Sym) -> InputError {
@@ -435,11 +457,7 @@ impl Input for Keyboard {
         if !self.held.is_empty() || !self.slots.any_lent() {
             return None;
         }
-        let restored = self
-            .fence
-            .wait(&self.conn, &Cancel::default())
-            .and_then(|()| self.slots.restore(&self.conn, self.root).map_err(Into::into));
-        match restored {
+        match self.give_back() {
             Ok(()) => None,
             Err(error) => {
                 tracing::debug!(%error, "keymap not restored yet");

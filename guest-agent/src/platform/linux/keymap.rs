@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use x11rb::connection::Connection;
 use x11rb::errors::ReplyError;
-use x11rb::protocol::xkb::{self, ConnectionExt as _, MapPart};
-use x11rb::protocol::xproto::{ConnectionExt as _, ModMask};
+use x11rb::protocol::xkb::{self, ConnectionExt as _, KeySymMap, MapPart};
+use x11rb::protocol::xproto::ModMask;
 use x11rb::rust_connection::RustConnection;
 
 use super::keysym::{Sym, to_char};
@@ -14,6 +14,8 @@ use super::keysym::{Sym, to_char};
 /// Modifier bits of the core protocol.
 pub(super) const SHIFT: u8 = 1;
 pub(super) const LOCK: u8 = 2;
+/// The second of the key types that every keymap has: plain, and with Shift.
+const TWO_LEVEL: u8 = 1;
 const SHIFT_L: Sym = 0xffe1;
 const ISO_LEVEL3_SHIFT: Sym = 0xfe03;
 
@@ -31,11 +33,11 @@ struct KeyType {
     levels: Vec<(u8, u8)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Key {
     types: [u8; 4],
     group_info: u8,
-    width: usize,
+    width: u8,
     syms: Vec<Sym>,
 }
 
@@ -77,12 +79,8 @@ impl Keymap {
         });
         let syms = reply.map.syms_rtrn.unwrap_or_default();
         let keys = (reply.first_key_sym..=u8::MAX).zip(syms).map(|(keycode, key)| {
-            let key = Key {
-                types: key.kt_index,
-                group_info: key.group_info,
-                width: usize::from(key.width),
-                syms: key.syms,
-            };
+            let key =
+                Key { types: key.kt_index, group_info: key.group_info, width: key.width, syms: key.syms };
             (keycode, key)
         });
         let mut keymap = Self { keys: keys.collect(), types: types.collect(), ..Self::default() };
@@ -145,8 +143,9 @@ impl Keymap {
     pub(super) fn find_key(&self, sym: Sym, state: State, except: &dyn Fn(u8) -> bool) -> Option<u8> {
         let matching = |key: &Key| {
             let group = effective_group(key, state.group)?;
-            let from = usize::from(group) * key.width;
-            Some(key.syms.get(from..from + key.width)?.contains(&sym))
+            let width = usize::from(key.width);
+            let from = usize::from(group) * width;
+            Some(key.syms.get(from..from + width)?.contains(&sym))
         };
         self.keys
             .iter()
@@ -159,7 +158,10 @@ impl Keymap {
         let kind = self.types.get(usize::from(*key.types.get(usize::from(group))?))?;
         let in_effect = mods & kind.mask;
         let level = kind.levels.iter().find(|(mods, _)| *mods == in_effect).map_or(0, |(_, level)| *level);
-        key.syms.get(usize::from(group) * key.width + usize::from(level)).copied().filter(|s| *s != 0)
+        key.syms
+            .get(usize::from(group) * usize::from(key.width) + usize::from(level))
+            .copied()
+            .filter(|s| *s != 0)
     }
 }
 
@@ -175,29 +177,70 @@ fn effective_group(key: &Key, group: u8) -> Option<u8> {
     }
 }
 
-/// Puts keysyms on keycodes, both levels of each; neighbours go together, because each request makes all programs reread.
-pub(super) fn assign(conn: &RustConnection, levels: &BTreeMap<u8, (Sym, Sym)>) -> Result<(), ReplyError> {
-    let mut run: Vec<Sym> = Vec::new();
-    let mut next = None;
-    let mut first = 0;
-    let send = |first: u8, syms: &[Sym]| {
-        let count = u8::try_from(syms.len() / 2).unwrap_or(u8::MAX);
-        if count > 0 { conn.change_keyboard_mapping(count, first, 2, syms).map(drop) } else { Ok(()) }
+/// Puts keysyms on keycodes of `device`, both levels of each; none at all where both are 0.
+///
+/// One request, because each makes every program read the map again and some window managers grab all their keys anew. It
+/// covers a range, so the keys in between are sent back as `keymap` has them. Only the injecting device is changed; the
+/// server takes its map over for programs when it is the one that types.
+pub(super) fn assign(
+    conn: &RustConnection,
+    device: u16,
+    keymap: &Keymap,
+    levels: &BTreeMap<u8, (Sym, Sym)>,
+) -> Result<(), ReplyError> {
+    let (Some((&first, _)), Some((&last, _))) = (levels.first_key_value(), levels.last_key_value()) else {
+        return Ok(());
     };
-    for (&keycode, &(plain, shifted)) in levels {
-        if next != Some(keycode) {
-            send(first, &run)?;
-            run.clear();
-            first = keycode;
-        }
-        run.extend([plain, shifted]);
-        next = keycode.checked_add(1);
-    }
-    send(first, &run)?;
-    // A round trip: what is typed next, on whatever connection, meets the new map.
-    conn.get_input_focus()?.reply()?;
-    conn.flush()?;
-    Ok(())
+    let syms: Vec<KeySymMap> = (first..=last)
+        .map(|keycode| match levels.get(&keycode) {
+            Some((0, 0)) => Key::default(),
+            Some(&(plain, shifted)) => {
+                Key { types: [TWO_LEVEL; 4], group_info: 1, width: 2, syms: vec![plain, shifted] }
+            }
+            None => keymap.keys.get(&keycode).cloned().unwrap_or_default(),
+        })
+        .map(|key| KeySymMap {
+            kt_index: key.types,
+            group_info: key.group_info,
+            width: key.width,
+            syms: key.syms,
+        })
+        .collect();
+    let total = u16::try_from(syms.iter().map(|key| key.syms.len()).sum::<usize>()).unwrap_or(u16::MAX);
+    let setup = conn.setup();
+    let (lowest, highest) = (setup.min_keycode, setup.max_keycode);
+    let none = xkb::SetMapFlags::from(0u16);
+    let no_mods = xkb::VMod::from(0u16);
+    let values = xkb::SetMapAux::new().syms(syms);
+    conn.xkb_set_map(
+        device,
+        none,
+        lowest,
+        highest,
+        0,
+        0,
+        first,
+        last - first + 1,
+        total,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        no_mods,
+        &values,
+    )?
+    .check()
 }
 
 #[cfg(test)]
@@ -212,7 +255,7 @@ mod tests {
             KeyType { mask: SHIFT | LOCK, levels: vec![(SHIFT, 1), (LOCK, 1)] },
             KeyType { mask: SHIFT | mod5, levels: vec![(SHIFT, 1), (mod5, 2), (SHIFT | mod5, 3)] },
         ];
-        let key = |types: [u8; 4], group_info: u8, width: usize, text: &str| Key {
+        let key = |types: [u8; 4], group_info: u8, width: u8, text: &str| Key {
             types,
             group_info,
             width,

@@ -3,15 +3,16 @@
 //! Programs that follow the window manager's ping protocol answer a ping from the queue that their key events are in, behind
 //! them. The others (xterm) are watched instead: they have caught up when their window has not changed for a while.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use x11rb::connection::Connection as _;
-use x11rb::errors::ReplyError;
+use x11rb::errors::{ReplyError, ReplyOrIdError};
 use x11rb::protocol::Event;
 use x11rb::protocol::damage::{ConnectionExt as _, ReportLevel};
 use x11rb::protocol::xproto::{
-    AtomEnum, ChangeWindowAttributesAux, ClientMessageEvent, ConnectionExt as _, EventMask, InputFocus,
-    Window,
+    AtomEnum, ChangeWindowAttributesAux, ClientMessageEvent, ConnectionExt as _, CreateWindowAux, EventMask,
+    InputFocus, Window, WindowClass,
 };
 use x11rb::rust_connection::RustConnection;
 
@@ -20,6 +21,7 @@ use crate::display::{Cancel, InputError};
 
 /// A program that has not taken its input by then hangs.
 const PATIENCE: Duration = Duration::from_secs(15);
+const MANAGER_PATIENCE: Duration = Duration::from_secs(10);
 /// For programs without the protocol: how long their window must be still, and how long to watch at most.
 const STILL: Duration = Duration::from_millis(250);
 const WATCH_AT_MOST: Duration = Duration::from_secs(5);
@@ -39,16 +41,39 @@ pub(super) struct Fence {
     root: Window,
     protocols: u32,
     ping: u32,
+    supported: u32,
+    request_extents: u32,
+    extents: u32,
+    /// Never shown; the window manager is asked about it.
+    probe: Window,
     next_token: u32,
+    /// The keymap has changed while we waited for something else.
+    pub(super) map_changed: Cell<bool>,
 }
 
 impl Fence {
-    pub(super) fn new(conn: &RustConnection, root: Window) -> Result<Self, ReplyError> {
+    pub(super) fn new(conn: &RustConnection, root: Window) -> Result<Self, ReplyOrIdError> {
         conn.damage_query_version(1, 1)?.reply()?;
         let protocols = conn.intern_atom(false, b"WM_PROTOCOLS")?;
         let ping = conn.intern_atom(false, b"_NET_WM_PING")?;
-        let (protocols, ping) = (protocols.reply()?.atom, ping.reply()?.atom);
-        Ok(Self { root, protocols, ping, next_token: 0x6876_0000 })
+        let supported = conn.intern_atom(false, b"_NET_SUPPORTED")?;
+        let request = conn.intern_atom(false, b"_NET_REQUEST_FRAME_EXTENTS")?;
+        let extents = conn.intern_atom(false, b"_NET_FRAME_EXTENTS")?;
+        let probe = conn.generate_id()?;
+        let attributes = CreateWindowAux::new().override_redirect(1).event_mask(EventMask::PROPERTY_CHANGE);
+        conn.create_window(0, probe, root, -1, -1, 1, 1, 0, WindowClass::INPUT_ONLY, 0, &attributes)?
+            .check()?;
+        Ok(Self {
+            root,
+            protocols: protocols.reply()?.atom,
+            ping: ping.reply()?.atom,
+            supported: supported.reply()?.atom,
+            request_extents: request.reply()?.atom,
+            extents: extents.reply()?.atom,
+            probe,
+            next_token: 0x6876_0000,
+            map_changed: Cell::new(false),
+        })
     }
 
     /// Waits until everything typed so far has been handled.
@@ -57,7 +82,7 @@ impl Fence {
         if target.answers {
             self.ask(conn, target.window, cancel)
         } else {
-            watch(conn, target.window, cancel)
+            self.watch(conn, target.window, cancel)
         }
     }
 
@@ -67,6 +92,30 @@ impl Fence {
             Some(target) if target.answers => self.ask(conn, target.window, cancel),
             _ => Ok(()),
         }
+    }
+
+    /// Waits until the window manager has handled what happened so far. Some grab all their keys anew when the keymap
+    /// changes; keys that come meanwhile can go astray. One that hangs is not waited for.
+    pub(super) fn wait_for_manager(&self, conn: &RustConnection, cancel: &Cancel) -> Outcome {
+        let supported =
+            conn.get_property(false, self.root, self.supported, AtomEnum::ATOM, 0, 1024)?.reply()?;
+        if !supported.value32().into_iter().flatten().any(|atom| atom == self.request_extents) {
+            return Ok(());
+        }
+        let message = ClientMessageEvent::new(32, self.probe, self.request_extents, [0; 5]);
+        let watchers = EventMask::SUBSTRUCTURE_NOTIFY | EventMask::SUBSTRUCTURE_REDIRECT;
+        conn.send_event(false, self.root, watchers, message)?;
+        let answer =
+            wait_for(conn, &self.map_changed, Instant::now() + MANAGER_PATIENCE, cancel, &mut |event| {
+                match event {
+                    Event::PropertyNotify(e) if e.window == self.probe && e.atom == self.extents => Some(()),
+                    _ => None,
+                }
+            })?;
+        if answer.is_none() {
+            tracing::warn!("the window manager does not answer");
+        }
+        Ok(())
     }
 
     /// The window that has the focus, or the one above it that answers pings.
@@ -107,15 +156,16 @@ impl Fence {
         listen(EventMask::SUBSTRUCTURE_NOTIFY)?;
         let message = ClientMessageEvent::new(32, window, self.protocols, [self.ping, token, window, 0, 0]);
         conn.send_event(false, window, EventMask::NO_EVENT, message)?;
-        let answer = wait_for(conn, Instant::now() + PATIENCE, cancel, &mut |event| match event {
-            Event::ClientMessage(m)
-                if m.type_ == self.protocols && m.data.as_data32()[..2] == [self.ping, token] =>
-            {
-                Some(true)
-            }
-            Event::DestroyNotify(e) if e.window == window => Some(false),
-            _ => None,
-        });
+        let answer =
+            wait_for(conn, &self.map_changed, Instant::now() + PATIENCE, cancel, &mut |event| match event {
+                Event::ClientMessage(m)
+                    if m.type_ == self.protocols && m.data.as_data32()[..2] == [self.ping, token] =>
+                {
+                    Some(true)
+                }
+                Event::DestroyNotify(e) if e.window == window => Some(false),
+                _ => None,
+            });
         listen(EventMask::NO_EVENT)?;
         match answer? {
             Some(_) => Ok(()),
@@ -125,27 +175,27 @@ impl Fence {
             ))),
         }
     }
-}
 
-fn watch(conn: &RustConnection, window: Window, cancel: &Cancel) -> Outcome {
-    let damage = conn.generate_id().map_err(|e| InputError::Platform(e.to_string()))?;
-    if conn.damage_create(damage, window, ReportLevel::NON_EMPTY)?.check().is_err() {
-        // It went away.
-        return Ok(());
-    }
-    let give_up = Instant::now() + WATCH_AT_MOST;
-    loop {
-        let still_until = (Instant::now() + STILL).min(give_up);
-        let changed = wait_for(conn, still_until, cancel, &mut |event| match event {
-            Event::DamageNotify(e) if e.damage == damage => Some(()),
-            _ => None,
-        })?;
-        if changed.is_none() || Instant::now() >= give_up {
-            break;
+    fn watch(&self, conn: &RustConnection, window: Window, cancel: &Cancel) -> Outcome {
+        let damage = conn.generate_id().map_err(|e| InputError::Platform(e.to_string()))?;
+        if conn.damage_create(damage, window, ReportLevel::NON_EMPTY)?.check().is_err() {
+            // It went away.
+            return Ok(());
         }
-        conn.damage_subtract(damage, x11rb::NONE, x11rb::NONE)?;
+        let give_up = Instant::now() + WATCH_AT_MOST;
+        loop {
+            let still_until = (Instant::now() + STILL).min(give_up);
+            let changed = wait_for(conn, &self.map_changed, still_until, cancel, &mut |event| match event {
+                Event::DamageNotify(e) if e.damage == damage => Some(()),
+                _ => None,
+            })?;
+            if changed.is_none() || Instant::now() >= give_up {
+                break;
+            }
+            conn.damage_subtract(damage, x11rb::NONE, x11rb::NONE)?;
+        }
+        // The window may have gone, and the damage with it.
+        conn.damage_destroy(damage)?.ignore_error();
+        Ok(())
     }
-    // The window may have gone, and the damage with it.
-    conn.damage_destroy(damage)?.ignore_error();
-    Ok(())
 }

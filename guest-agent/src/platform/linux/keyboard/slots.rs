@@ -42,7 +42,7 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Takes back what an earlier agent lent and could not restore.
-    pub(super) fn recover(conn: &RustConnection, root: Window) -> Result<Self, ReplyError> {
+    pub(super) fn recover(conn: &RustConnection, root: Window, device: u16) -> Result<Self, ReplyError> {
         let property = conn.intern_atom(false, PROPERTY)?.reply()?.atom;
         let lent = conn.get_property(true, root, property, AtomEnum::CARDINAL, 0, 256)?.reply()?;
         let left: BTreeMap<u8, (Sym, Sym)> = lent
@@ -53,7 +53,7 @@ impl Slots {
             .collect();
         if !left.is_empty() {
             tracing::info!(keycodes = left.len(), "keymap of an earlier agent restored");
-            assign(conn, &left)?;
+            assign(conn, device, &Keymap::read(conn, device)?, &left)?;
         }
         Ok(Self { property, ..Self::default() })
     }
@@ -153,9 +153,15 @@ impl Slots {
     }
 
     /// Empties all lent keycodes. Programs must have handled what was typed with them.
-    pub(super) fn restore(&mut self, conn: &RustConnection, root: Window) -> Result<(), ReplyError> {
+    pub(super) fn restore(
+        &mut self,
+        conn: &RustConnection,
+        root: Window,
+        device: u16,
+        keymap: &Keymap,
+    ) -> Result<(), ReplyError> {
         let lent = self.slots.iter().filter(|(_, s)| s.plain != 0).map(|(&keycode, _)| (keycode, (0, 0)));
-        assign(conn, &lent.collect())?;
+        assign(conn, device, keymap, &lent.collect())?;
         conn.delete_property(root, self.property)?.check()?;
         self.slots.values_mut().for_each(|s| *s = Slot::default());
         self.recorded = false;
