@@ -201,18 +201,26 @@ impl Inner {
             None => self.fresh_ram(vm).await?,
         };
         let run = self.next_run();
-        // The process is started while the record is on its way to the disk; the guest waits for both.
-        let started = Uuid::new_v4();
-        let change = |record: &mut VmRecord| {
-            record.phase = Phase::Running;
+        let generation = Uuid::new_v4();
+        {
+            let mut record = lock(&vm.record);
             record.run = run;
             if !memory.own {
-                record.generation = started;
+                record.generation = generation;
             }
+        }
+        let running = self.update(vm, Durability::Host, |record| record.phase = Phase::Running);
+        let up = self.bring_up(vm, ram, memory.id, form);
+        let (recorded, resumed) = if memory.own {
+            // Of a memory of its own there is one: until the record says that the guest may run on from it, it has not.
+            match up.await {
+                Ok(live) => (running.await, Ok(live)),
+                Err(error) => (Ok(before.clone()), Err(error)),
+            }
+        } else {
+            // One that others share can always be begun from again, so the record goes to the disk meanwhile.
+            tokio::join!(running, up)
         };
-        change(&mut lock(&vm.record));
-        let (recorded, resumed) =
-            tokio::join!(self.update(vm, Durability::Host, |_| {}), self.bring_up(vm, ram, memory.id, form));
         let run_on = match (recorded, resumed) {
             (Ok(_), Ok(live)) => match live.qmp.run(&Cont {}).await {
                 Ok(_) => Ok(live),
@@ -225,9 +233,8 @@ impl Inner {
             Ok(live) => {
                 self.attach(vm, &live);
                 self.update(vm, Durability::Daemon, |record| record.memory = None).await?;
-                if memory.own {
-                    self.collect(before.references());
-                }
+                // Its own, or that of a checkpoint or fork that is gone.
+                self.collect(before.references());
                 Ok(live.run())
             }
             Err((live, error)) => {
