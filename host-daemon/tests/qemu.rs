@@ -379,7 +379,6 @@ async fn the_screen_is_seen_and_keys_and_mouse_arrive() {
     let frame = host.screenshot(&vm).await.expect("screenshot");
     assert_eq!(frame.pixels.len(), frame.size.frame_bytes());
     let mut shell = host.shell(&vm).await;
-    // The events as the guest's drivers read them: 24 bytes each, type and code at 16 and 18, value at 20.
     let names = "for e in /sys/class/input/event*; do echo ${e##*/} $(cat $e/device/name); done";
     let names = shell.ok(names).await;
     let device = |name: &str| {
@@ -401,10 +400,13 @@ async fn the_screen_is_seen_and_keys_and_mouse_arrive() {
     shell
         .ok("while [ $(stat -c %s /keys) -lt 72 ] || [ $(stat -c %s /mouse) -lt 72 ]; do sleep 0.05; done")
         .await;
-    let dump = shell.ok("hexdump -v -e '4/4 \"\" 2/2 \"%u \" 1/4 \"%d\\n\"' /keys").await;
-    assert!(dump.contains("1 28 1") && dump.contains("1 28 0"), "KEY_ENTER down and up: {dump}");
-    let dump = shell.ok("hexdump -v -e '4/4 \"\" 2/2 \"%u \" 1/4 \"%d\\n\"' /mouse").await;
-    assert!(dump.contains("3 0 16404") && dump.contains("3 1 16411"), "middle of the screen: {dump}");
+    let keys = events_in(&shell.ok(HEX.replace("FILE", "/keys").as_str()).await);
+    assert!(keys.contains(&(1, 28, 1)) && keys.contains(&(1, 28, 0)), "KEY_ENTER down and up: {keys:?}");
+    let moves = events_in(&shell.ok(HEX.replace("FILE", "/mouse").as_str()).await);
+    assert!(
+        moves.contains(&(3, 0, 16404)) && moves.contains(&(3, 1, 16411)),
+        "middle of the screen: {moves:?}"
+    );
 
     let unknown = [RawInput::Key { key: "NoSuchKey".to_owned(), down: true }];
     let error = host.input(&vm, DISPLAY, &unknown).await.expect_err("no such key").to_string();
@@ -412,6 +414,20 @@ async fn the_screen_is_seen_and_keys_and_mouse_arrive() {
     host.save(&vm).await.expect("save");
     let error = host.screenshot(&vm).await.expect_err("not running").to_string();
     assert_eq!(error, "can't look at the screen of vm vm-1, it is saved");
+}
+
+/// A line for each event as the guest's drivers tell it.
+const HEX: &str = r#"hexdump -v -e '24/1 "%02x" "\n"' FILE"#;
+
+/// Type, code and value: the last 8 of 24 bytes.
+fn events_in(lines: &str) -> Vec<(u16, u16, i32)> {
+    let event = |line: &str| {
+        let bytes: Vec<u8> =
+            (32..48).step_by(2).map(|at| u8::from_str_radix(&line[at..at + 2], 16).expect("hex")).collect();
+        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        (half(0), half(2), i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]))
+    };
+    lines.lines().map(event).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -379,23 +379,23 @@ impl Inner {
         memory: Option<MemoryId>,
     ) -> HvResult<Rest> {
         let before = vm.record();
-        let template = before.definition.origin.template();
-        let (blank, ended) = tokio::join!(self.blank_disk(template), self.detach(vm));
-        let head = blank?;
-        if let Err(error) = ended {
-            files::remove(&self.paths.disk(head))?;
-            return Err(error);
-        }
-        self.fresh_vars(vm)?;
-        let record = self
-            .update(vm, Durability::Host, |record| {
+        // A record that rests ends its process, whoever finds it. So the VM is put back by one write, and the process may
+        // take its time to go: it knows nothing of the new disk.
+        let recorded = async {
+            let head = self.blank_disk(before.definition.origin.template()).await?;
+            self.update(vm, Durability::Host, |record| {
                 record.phase = Phase::Rest;
                 record.chain = chain;
                 record.head = head;
                 record.memory = memory.map(|id| MemoryUse { id, own: false });
                 record.ram = None;
             })
-            .await?;
+            .await
+        };
+        let (recorded, ended) = tokio::join!(recorded, self.detach(vm));
+        let record = recorded?;
+        ended?;
+        self.fresh_vars(vm)?;
         self.collect(before.references());
         Ok(rest_of(&record))
     }
