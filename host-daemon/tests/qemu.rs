@@ -255,3 +255,410 @@ async fn clones_live_on_a_shared_memory() {
 async fn clones_live_on_a_memory_read_in() {
     life(ForkChoice::Off, CloneMethod::Restore).await;
 }
+
+const COUNT: &str = "n=$((n+1)); echo $n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moments_are_kept_restored_and_forked() {
+    let (host, template) = Host::prepared(ForkChoice::Auto, Network::None).await;
+    let vm = host.clone("vm-1", &template).await;
+    host.resume(&vm).await.expect("resume");
+    let mut shell = host.shell(&vm).await;
+    assert_eq!(shell.ok(COUNT).await, "8");
+    shell.ok("echo first | dd of=/dev/vda conv=fsync").await;
+    drop(shell);
+
+    // A checkpoint of a running VM, which goes on.
+    let first = checkpoint("first");
+    let facts = host.create_checkpoint(&vm, &first).await.expect("checkpoint");
+    assert!(facts.has_memory && facts.size_bytes > 1 << 20, "{facts:?}");
+    let twice = host.create_checkpoint(&vm, &first).await.expect_err("exists");
+    assert!(matches!(twice, HvError::AlreadyExists { kind: "checkpoint", .. }), "{twice}");
+    let mut shell = host.shell(&vm).await;
+    assert_eq!(shell.ok(COUNT).await, "9");
+    shell.ok("echo second | dd of=/dev/vda conv=fsync").await;
+    drop(shell);
+
+    // Another of the VM while it is paused, twice in a row: it stays paused.
+    host.pause(&vm).await.expect("pause");
+    host.create_checkpoint(&vm, &checkpoint("second")).await.expect("checkpoint");
+    assert!(matches!(host.observe(&vm).await.expect("observe"), Observed::Paused(_)));
+    host.create_checkpoint(&vm, &checkpoint("third")).await.expect("checkpoint");
+    assert!(matches!(host.observe(&vm).await.expect("observe"), Observed::Paused(_)));
+    let names: Vec<_> =
+        host.checkpoints(&vm).await.expect("list").iter().map(|facts| facts.id.to_string()).collect();
+    assert_eq!(names, ["first", "second", "third"]);
+
+    // A fork of it goes its own way; the first still stands where it was.
+    let fork = definition("fork-1", Origin::Template(template.clone()));
+    host.fork(&vm, &fork).await.expect("fork");
+    host.fork(&vm, &fork).await.expect("fork again");
+    assert_eq!(host.observe(&fork.id).await.expect("observe"), Observed::Saved);
+    host.resume(&fork.id).await.expect("resume");
+    host.resume(&vm).await.expect("resume");
+    let (mut one, mut two) = (host.shell(&vm).await, host.shell(&fork.id).await);
+    assert_eq!((one.ok(COUNT).await, two.ok(COUNT).await), ("10".to_owned(), "10".to_owned()));
+    two.ok("echo fork | dd of=/dev/vda conv=fsync").await;
+    assert_eq!(one.ok("head -c 6 /dev/vda").await, "second");
+    let random = "head -c 16 /dev/urandom | hexdump -C | head -1";
+    assert_ne!(one.ok(random).await, two.ok(random).await, "forks are reseeded");
+    drop((one, two));
+
+    // A fork of a saved VM shares its memory.
+    host.save(&fork.id).await.expect("save");
+    let twin = definition("fork-2", Origin::Template(template.clone()));
+    host.fork(&fork.id, &twin).await.expect("fork");
+    host.delete(&fork.id).await.expect("delete");
+    host.resume(&twin.id).await.expect("resume");
+    let mut shell = host.shell(&twin.id).await;
+    assert_eq!(shell.ok("n=$((n+1)); echo $n; head -c 4 /dev/vda").await, "11\nfork");
+    drop(shell);
+    assert_eq!(host.reset(&twin.id).await.expect("reset"), Rest::Saved);
+    host.delete(&twin.id).await.expect("delete");
+
+    // Back to the first moment, which a deleted later one does not touch; reset keeps it.
+    host.delete_checkpoint(&vm, &checkpoint("second")).await.expect("delete");
+    host.reset(&vm).await.expect("reset");
+    for _ in 0..2 {
+        assert_eq!(host.restore_checkpoint(&vm, &first).await.expect("restore"), Rest::Saved);
+        host.resume(&vm).await.expect("resume");
+        let mut shell = host.shell(&vm).await;
+        assert_eq!(shell.ok("n=$((n+1)); echo $n; head -c 5 /dev/vda").await, "9\nfirst");
+    }
+    host.delete_checkpoint(&vm, &first).await.expect("delete");
+    host.delete_checkpoint(&vm, &checkpoint("third")).await.expect("delete");
+    let gone = host.restore_checkpoint(&vm, &first).await.expect_err("deleted");
+    assert!(matches!(gone, HvError::NotFound { kind: "checkpoint", .. }), "{gone}");
+    host.reset(&vm).await.expect("reset");
+    assert_eq!(host.shared(), (2, 1), "the template's, and one empty head");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_is_told_once_and_a_shutdown_is_no_crash() {
+    let (host, template) = Host::prepared(ForkChoice::Auto, Network::None).await;
+    let mut events = host.events().expect("events");
+    assert!(host.events().is_none(), "given once");
+    let vm = host.clone("vm-1", &template).await;
+    let run = host.resume(&vm).await.expect("resume");
+    let log = log_of(run.pid);
+    std::fs::write(&log, "qemu: the last thing it said\n").expect("write");
+    kill(i32::try_from(run.pid).expect("pid"));
+    let Event::Exited { vm: who, run: which, reason, clean } = event(&mut events).await;
+    assert_eq!((who, which, clean), (vm.clone(), run, false));
+    assert!(reason.contains("signal 9") && reason.contains("the last thing it said"), "{reason}");
+    assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Off, "its memory is lost");
+
+    assert_eq!(host.reset(&vm).await.expect("reset"), Rest::Saved);
+    host.resume(&vm).await.expect("resume");
+    let mut stream = host.open_guest(&vm).await.expect("port");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"poweroff -f\n").await.expect("write");
+    let Event::Exited { reason, clean, .. } = event(&mut events).await;
+    assert!(clean, "{reason}");
+
+    // What we end ourselves is nobody's news.
+    host.reset(&vm).await.expect("reset");
+    host.resume(&vm).await.expect("resume");
+    host.delete(&vm).await.expect("delete");
+    assert!(events.try_recv().is_err());
+}
+
+fn log_of(pid: u32) -> std::path::PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/cwd")).expect("folder of the process").join("log")
+}
+
+async fn event(events: &mut tokio::sync::mpsc::Receiver<Event>) -> Event {
+    let event = tokio::time::timeout(Duration::from_secs(60), events.recv()).await;
+    event.expect("an event in time").expect("a sender")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_screen_is_seen_and_keys_and_mouse_arrive() {
+    let (host, template) = Host::prepared(ForkChoice::Auto, Network::None).await;
+    let vm = host.clone("vm-1", &template).await;
+    host.resume(&vm).await.expect("resume");
+    let frame = host.screenshot(&vm).await.expect("screenshot");
+    assert_eq!(frame.pixels.len(), frame.size.frame_bytes());
+    let mut shell = host.shell(&vm).await;
+    let names = "for e in /sys/class/input/event*; do echo ${e##*/} $(cat $e/device/name); done";
+    let names = shell.ok(names).await;
+    let device = |name: &str| {
+        let line =
+            names.lines().find(|line| line.ends_with(name)).unwrap_or_else(|| panic!("{name}: {names}"));
+        line.split(' ').next().expect("event").to_owned()
+    };
+    for (name, file) in [("QEMU Virtio Keyboard", "/keys"), ("QEMU Virtio Tablet", "/mouse")] {
+        shell.ok(&format!("cat /dev/input/{} > {file} &", device(name))).await;
+    }
+    // The power button's reader, and these two.
+    shell.ok("while [ $(ls -l /proc/[0-9]*/fd | grep -c /dev/input/) -lt 3 ]; do sleep 0.05; done").await;
+    let inputs = [
+        RawInput::Key { key: "Return".to_owned(), down: true },
+        RawInput::Key { key: "Return".to_owned(), down: false },
+        RawInput::Move(Point { x: 400, y: 300 }),
+    ];
+    host.input(&vm, DISPLAY, &inputs).await.expect("input");
+    shell
+        .ok("while [ $(stat -c %s /keys) -lt 72 ] || [ $(stat -c %s /mouse) -lt 72 ]; do sleep 0.05; done")
+        .await;
+    let keys = events_in(&shell.ok(HEX.replace("FILE", "/keys").as_str()).await);
+    assert!(keys.contains(&(1, 28, 1)) && keys.contains(&(1, 28, 0)), "KEY_ENTER down and up: {keys:?}");
+    let moves = events_in(&shell.ok(HEX.replace("FILE", "/mouse").as_str()).await);
+    assert!(
+        moves.contains(&(3, 0, 16404)) && moves.contains(&(3, 1, 16411)),
+        "middle of the screen: {moves:?}"
+    );
+
+    let unknown = [RawInput::Key { key: "NoSuchKey".to_owned(), down: true }];
+    let error = host.input(&vm, DISPLAY, &unknown).await.expect_err("no such key").to_string();
+    assert!(error.contains("NoSuchKey"), "{error}");
+    host.save(&vm).await.expect("save");
+    let error = host.screenshot(&vm).await.expect_err("not running").to_string();
+    assert_eq!(error, "can't look at the screen of vm vm-1, it is saved");
+}
+
+/// A line for each event as the guest's drivers tell it.
+const HEX: &str = r#"hexdump -v -e '24/1 "%02x" "\n"' FILE"#;
+
+/// Type, code and value: the last 8 of 24 bytes.
+fn events_in(lines: &str) -> Vec<(u16, u16, i32)> {
+    let event = |line: &str| {
+        let bytes: Vec<u8> =
+            (32..48).step_by(2).map(|at| u8::from_str_radix(&line[at..at + 2], 16).expect("hex")).collect();
+        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        (half(0), half(2), i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]))
+    };
+    lines.lines().map(event).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_have_a_network_but_not_the_hosts_loopback() {
+    let (host, template) = Host::prepared(ForkChoice::Auto, Network::User).await;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    listener.set_nonblocking(true).expect("nonblocking");
+    let port = listener.local_addr().expect("address").port();
+    let reached = Arc::new(AtomicBool::new(false));
+    let watched = {
+        let (listener, reached) =
+            (tokio::net::TcpListener::from_std(listener).expect("tokio"), Arc::clone(&reached));
+        tokio::spawn(async move {
+            while listener.accept().await.is_ok() {
+                reached.store(true, Ordering::SeqCst);
+            }
+        })
+    };
+    let vm = host.clone("vm-1", &template).await;
+    host.resume(&vm).await.expect("resume");
+    let mut shell = host.shell(&vm).await;
+    shell.ok("ip link set eth0 up; udhcpc -q -n -i eth0 -s /bin/true -t 20 -T 1").await;
+    shell.ok("ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2").await;
+    // The guest owns its kernel: it can send to any address by the network card, loopback ones too.
+    shell.ok("ip addr del 127.0.0.1/8 dev lo; ip route flush table local 127.0.0.0/8; true").await;
+    shell.ok("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet").await;
+    shell.ok("echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet").await;
+    shell.ok("ip route add 127.0.0.0/8 via 10.0.2.2 src 10.0.2.15").await;
+    for target in ["10.0.2.2", "10.0.2.3", "10.0.2.4", "127.0.0.1"] {
+        let (status, output) = shell.run(&format!("echo x | nc -w 2 {target} {port}")).await;
+        assert_ne!(status, 0, "{target}: {output}");
+    }
+    assert!(!reached.load(Ordering::SeqCst), "a guest reached the host's loopback");
+    // The card itself works: its gateway answers for its address.
+    assert!(shell.ok("ip neigh show 10.0.2.2").await.contains("lladdr"));
+    watched.abort();
+}
+
+/// Not a test by itself: the daemon that the next one kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn owner_to_be_killed() {
+    let Some(home) = std::env::var_os("HVQ_OWNER") else { return };
+    let owner = open(Host::config(Path::new(&home), ForkChoice::Auto)).await;
+    owner.recover().await.expect("recover");
+    let vm = |name: &str| VmId::new(name).expect("id");
+    owner.resume(&vm("runs")).await.expect("resume");
+    println!("ready");
+    let saver = Arc::clone(&owner);
+    let saving = tokio::spawn(async move {
+        loop {
+            saver.resume(&VmId::new("saves").expect("id")).await.expect("resume");
+            saver.save(&VmId::new("saves").expect("id")).await.expect("save");
+        }
+    });
+    loop {
+        owner.resume(&vm("resets")).await.expect("resume");
+        owner.reset(&vm("resets")).await.expect("reset");
+        assert!(!saving.is_finished());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_daemon_loses_nothing() {
+    let (mut host, template) = Host::prepared(ForkChoice::Auto, Network::None).await;
+    for name in ["runs", "saves", "resets"] {
+        host.clone(name, &template).await;
+    }
+    let vm = |name: &str| VmId::new(name).expect("id");
+    let mut pid = None;
+    // Each time at another moment of the moves under way.
+    for (round, delay) in [3u64, 40, 90, 150, 230, 310, 420, 560].into_iter().enumerate() {
+        host.hypervisor = None;
+        let mut owner = tokio::process::Command::new(std::env::current_exe().expect("this test"))
+            .args(["owner_to_be_killed", "--exact", "--nocapture"])
+            .env("HVQ_OWNER", host.home.path())
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("start owner");
+        let mut lines =
+            tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(owner.stdout.take().expect("piped")));
+        while let Some(line) = lines.next_line().await.expect("read") {
+            if line.ends_with("ready") {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        owner.kill().await.expect("kill -9");
+        let found = host.restart(ForkChoice::Auto).await;
+        let names: Vec<_> = found.iter().map(|found| found.definition.id.as_str()).collect();
+        assert_eq!(names, ["resets", "runs", "saves"]);
+        let mut running = 0;
+        for found in &found {
+            match &found.observed {
+                Observed::Running(run) => {
+                    running += 1;
+                    if found.definition.id.as_str() == "runs" {
+                        assert_eq!(*pid.get_or_insert(run.pid), run.pid, "the same process all along");
+                    }
+                }
+                Observed::Saved if found.definition.id.as_str() != "runs" => {
+                    host.resume(&found.definition.id).await.expect("what is saved can be resumed");
+                    running += 1;
+                }
+                other => panic!("{} is {other:?} in round {round}", found.definition.id),
+            }
+        }
+        assert_eq!(host.processes().len(), running, "no process without an owner");
+        let count: usize = host.shell(&vm("runs")).await.ok(COUNT).await.parse().expect("a number");
+        assert_eq!(count, 8 + round, "its memory goes on");
+        host.shell(&vm("saves")).await.ok("true").await;
+        host.shell(&vm("resets")).await.ok("true").await;
+    }
+    let data = host.home.path().join("data");
+    assert_eq!(std::fs::read_dir(data.join("vms")).expect("list").count(), 3);
+    for name in ["resets", "runs", "saves"] {
+        host.delete(&vm(name)).await.expect("delete");
+    }
+    assert_eq!(host.shared(), (1, 1), "no garbage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_used_is_refused_by_name_and_leaves_nothing() {
+    let host = Host::new(ForkChoice::Auto).await;
+    let template = TemplateId::new("tiny").expect("id");
+    let file = |name: &str, content: &[u8]| {
+        let path = host.home.path().join(name);
+        std::fs::write(&path, content).expect("write");
+        path
+    };
+    let refused = async |change: &dyn Fn(&mut TemplateSpec)| {
+        let mut spec = spec(Network::None);
+        change(&mut spec);
+        let error = host.import_template(&template, &spec).await.expect_err("refused");
+        assert_eq!(host.templates().await.expect("templates"), []);
+        let left = std::fs::read_dir(host.home.path().join("data/templates")).expect("list").count();
+        assert_eq!(left, 0, "{error}");
+        error
+    };
+    let gone = refused(&|spec| spec.disk_path = "/no/such/disk".into()).await;
+    assert!(matches!(gone, HvError::FileNotFound { field: "disk_path", .. }), "{gone}");
+    let kernel = |spec: &mut TemplateSpec| {
+        spec.boot = Boot::Kernel { kernel: "/no/such/kernel".into(), initrd: None, cmdline: String::new() };
+    };
+    let gone = refused(&kernel).await;
+    assert!(matches!(gone, HvError::FileNotFound { field: "kernel_path", .. }), "{gone}");
+    for (path, why) in [
+        (file("empty", b""), "empty"),
+        (file("text", &[b'x'; 2048]), "neither"),
+        (file("odd", b"hello"), "512"),
+    ] {
+        let error = refused(&|spec| spec.disk_path.clone_from(&path)).await;
+        assert!(matches!(&error, HvError::NotAnImage { why: said, .. } if said.contains(why)), "{error}");
+    }
+    // A disk that leads to another file could show that file to a guest.
+    let leads = host.home.path().join("leads.qcow2");
+    let made = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd"])
+        .args([leads.as_os_str(), "1M".as_ref()])
+        .status();
+    assert!(made.expect("qemu-img").success());
+    let error = refused(&|spec| spec.disk_path.clone_from(&leads)).await;
+    assert!(error.to_string().contains("/etc/passwd"), "{error}");
+    let settings: [(&str, &dyn Fn(&mut TemplateSpec)); 6] = [
+        ("memory_mb", &|spec| spec.memory_mb = 1 << 40),
+        ("cpu_count", &|spec| spec.cpu_count = 0),
+        ("gpu_enabled", &|spec| spec.gpu = true),
+        ("display", &|spec| spec.display = Size { width: 1, height: 1 }),
+        ("network.bridge", &|spec| spec.network = Network::Bridge("../lo".to_owned())),
+        ("disk_format", &|spec| spec.disk_format = Some("vhdx".to_owned())),
+    ];
+    for (name, change) in settings {
+        let error = refused(change).await;
+        assert!(matches!(&error, HvError::BadSetting { field, .. } if *field == name), "{error}");
+    }
+
+    // A disk that changes after it was registered is noticed at its next use, and no VM is made on it.
+    let disk = file("disk", &std::fs::read(&tiny_guest().disk).expect("read"));
+    let spec = TemplateSpec { disk_path: disk.clone(), ..spec(Network::None) };
+    host.import_template(&template, &spec).await.expect("import");
+    let again = host.import_template(&template, &spec).await.expect_err("exists");
+    assert!(matches!(again, HvError::AlreadyExists { kind: "template", .. }), "{again}");
+    let early = host.define(&definition("vm-1", Origin::Template(template.clone()))).await;
+    assert!(matches!(early, Err(HvError::NotFound { .. })), "not prepared yet: {early:?}");
+    let mut changed = std::fs::read(&disk).expect("read");
+    changed[0] ^= 1;
+    std::fs::write(&disk, changed).expect("write");
+    let error =
+        host.define(&definition("vm-1", Origin::Golden(template.clone()))).await.expect_err("changed");
+    assert!(matches!(error, HvError::ImageChanged { .. }), "{error}");
+    assert_eq!(host.shared(), (0, 0));
+    host.delete_template(&template).await.expect("delete");
+
+    let second = QemuHypervisor::open(Host::config(host.home.path(), ForkChoice::Auto)).await;
+    assert!(matches!(second, Err(HvError::Unavailable(_))), "one daemon at a time");
+    let long = host.home.path().join("x".repeat(90));
+    let config =
+        QemuConfig { run_dir: long, ..Host::config(&host.home.path().join("other"), ForkChoice::Auto) };
+    let error = QemuHypervisor::open(config).await.expect_err("too long").to_string();
+    assert!(error.starts_with("run_dir: "), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_or_foreign_state_is_refused_and_the_vm_stays_saved() {
+    let (host, template) = Host::prepared(ForkChoice::Auto, Network::None).await;
+    let vm = host.clone("vm-1", &template).await;
+    host.resume(&vm).await.expect("resume");
+    host.save(&vm).await.expect("save");
+    let state = host.files(&vm).await.expect("files").saved_state.expect("its own");
+    let manifest = state.with_file_name("manifest.json");
+    let whole = std::fs::read_to_string(&manifest).expect("read");
+    let write = |path: &Path, content: &[u8]| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("unprotect");
+        std::fs::write(path, content).expect("write");
+    };
+    write(&manifest, whole.replace("QEMU ", "QEMU 1.").as_bytes());
+    let error = host.resume(&vm).await.expect_err("another QEMU");
+    let HvError::Incompatible(why) = &error else { panic!("{error}") };
+    assert!(why.contains("QEMU 1.") && why.matches("QEMU ").count() == 2, "names both: {why}");
+    write(&manifest, whole.as_bytes());
+
+    let content = std::fs::read(&state).expect("read");
+    write(&state, &vec![0x5a; content.len()]);
+    let error = host.resume(&vm).await.expect_err("noise");
+    assert!(matches!(&error, HvError::StateDamaged(_)), "{error}");
+    write(&state, &content[..content.len() / 2]);
+    let error = host.resume(&vm).await.expect_err("cut");
+    assert!(matches!(&error, HvError::StateDamaged(_)), "{error}");
+    assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Saved);
+    assert_eq!(host.processes(), [0; 0]);
+    write(&state, &content);
+    host.resume(&vm).await.expect("whole again");
+    assert_eq!(host.shell(&vm).await.ok(COUNT).await, "8");
+}

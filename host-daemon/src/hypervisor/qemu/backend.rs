@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::config::QemuConfig;
 use super::error::Context;
@@ -40,6 +41,9 @@ pub(crate) struct Inner {
     /// Number of the next run.
     pub(crate) runs: AtomicU64,
     pub(crate) events: mpsc::Sender<Event>,
+    /// Ends the tasks that watch processes, and with them their connections: a monitor talks to one at a time, so the
+    /// next owner of the data folder could not reach it otherwise.
+    pub(crate) open: DropGuard,
     /// Held while the data folder is ours.
     pub(crate) _lock: File,
 }
@@ -240,7 +244,8 @@ impl Inner {
     /// Takes a process as the VM's own, and watches for its end from now on.
     pub(crate) fn attach(self: &Arc<Self>, vm: &Arc<Vm>, live: &Arc<Live>) {
         *lock(&vm.live) = Some(Arc::clone(live));
-        tokio::spawn(supervise(Arc::downgrade(self), Arc::clone(vm), Arc::clone(live)));
+        let supervised = supervise(Arc::downgrade(self), Arc::clone(vm), Arc::clone(live));
+        tokio::spawn(closed(self).run_until_cancelled_owned(supervised));
     }
 
     /// Ends a VM's process, if it has one.
@@ -307,6 +312,10 @@ fn forget(path: &PathBuf) {
     if let Err(error) = files::remove(path) {
         tracing::warn!(%error, "leaving garbage behind until the next start");
     }
+}
+
+fn closed(inner: &Inner) -> CancellationToken {
+    inner.open.token().clone()
 }
 
 /// Waits for the end of a process and tells it, unless we asked for it.

@@ -24,6 +24,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 mod backend;
@@ -133,6 +134,7 @@ impl QemuHypervisor {
             vms: Mutex::default(),
             runs: AtomicU64::new(first_run()),
             events: sender,
+            open: CancellationToken::new().drop_guard(),
             _lock: lock_file,
             config,
         };

@@ -201,18 +201,26 @@ impl Inner {
             None => self.fresh_ram(vm).await?,
         };
         let run = self.next_run();
-        // The process is started while the record is on its way to the disk; the guest waits for both.
-        let started = Uuid::new_v4();
-        let change = |record: &mut VmRecord| {
-            record.phase = Phase::Running;
+        let generation = Uuid::new_v4();
+        {
+            let mut record = lock(&vm.record);
             record.run = run;
             if !memory.own {
-                record.generation = started;
+                record.generation = generation;
             }
+        }
+        let running = self.update(vm, Durability::Host, |record| record.phase = Phase::Running);
+        let up = self.bring_up(vm, ram, memory.id, form);
+        let (recorded, resumed) = if memory.own {
+            // Of a memory of its own there is one: until the record says that the guest may run on from it, it has not.
+            match up.await {
+                Ok(live) => (running.await, Ok(live)),
+                Err(error) => (Ok(before.clone()), Err(error)),
+            }
+        } else {
+            // One that others share can always be begun from again, so the record goes to the disk meanwhile.
+            tokio::join!(running, up)
         };
-        change(&mut lock(&vm.record));
-        let (recorded, resumed) =
-            tokio::join!(self.update(vm, Durability::Host, |_| {}), self.bring_up(vm, ram, memory.id, form));
         let run_on = match (recorded, resumed) {
             (Ok(_), Ok(live)) => match live.qmp.run(&Cont {}).await {
                 Ok(_) => Ok(live),
@@ -225,9 +233,8 @@ impl Inner {
             Ok(live) => {
                 self.attach(vm, &live);
                 self.update(vm, Durability::Daemon, |record| record.memory = None).await?;
-                if memory.own {
-                    self.collect(before.references());
-                }
+                // Its own, or that of a checkpoint or fork that is gone.
+                self.collect(before.references());
                 Ok(live.run())
             }
             Err((live, error)) => {
@@ -372,23 +379,23 @@ impl Inner {
         memory: Option<MemoryId>,
     ) -> HvResult<Rest> {
         let before = vm.record();
-        let template = before.definition.origin.template();
-        let (blank, ended) = tokio::join!(self.blank_disk(template), self.detach(vm));
-        let head = blank?;
-        if let Err(error) = ended {
-            files::remove(&self.paths.disk(head))?;
-            return Err(error);
-        }
-        self.fresh_vars(vm)?;
-        let record = self
-            .update(vm, Durability::Host, |record| {
+        // A record that rests ends its process, whoever finds it. So the VM is put back by one write, and the process may
+        // take its time to go: it knows nothing of the new disk.
+        let recorded = async {
+            let head = self.blank_disk(before.definition.origin.template()).await?;
+            self.update(vm, Durability::Host, |record| {
                 record.phase = Phase::Rest;
                 record.chain = chain;
                 record.head = head;
                 record.memory = memory.map(|id| MemoryUse { id, own: false });
                 record.ram = None;
             })
-            .await?;
+            .await
+        };
+        let (recorded, ended) = tokio::join!(recorded, self.detach(vm));
+        let record = recorded?;
+        ended?;
+        self.fresh_vars(vm)?;
         self.collect(before.references());
         Ok(rest_of(&record))
     }
