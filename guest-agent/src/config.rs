@@ -15,6 +15,9 @@ pub struct Config {
     pub desktop_user: String,
     /// X display of the desktop.
     pub display: String,
+    /// File that the desktop session makes when its windows are up. With it a desktop is not shown to the host half
+    /// drawn; unset: a display that answers is a desktop.
+    pub ready_file: Option<PathBuf>,
     /// Which byte stream leads to the host.
     pub transport: TransportKind,
     /// Name of the virtio-serial port, as below `/dev/virtio-ports`.
@@ -49,6 +52,7 @@ impl Default for Config {
         Self {
             desktop_user: "user".into(),
             display: ":0".into(),
+            ready_file: None,
             transport: TransportKind::Auto,
             port_name: "dev.hvkube.agent".into(),
             vsock_port: 5005,

@@ -27,6 +27,8 @@ use crate::platform::display_is_up;
 
 /// How often to look for a display that isn't there: at boot it should be seen at once.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a session may take to draw its desktop; under emulation on a loaded host it is tens of seconds.
+const SESSION_PATIENCE: Duration = Duration::from_secs(90);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// A worker that ran for this long did not fail at its start.
@@ -72,6 +74,7 @@ async fn keep_running(config: &Config, publish: &watch::Sender<Option<Arc<UnixSt
         while !display_is_up(&config.display) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
+        session_is_up(config).await;
         let started = Instant::now();
         match run_one(config, publish).await {
             Ok(status) => tracing::warn!(%status, "worker ended"),
@@ -83,6 +86,19 @@ async fn keep_running(config: &Config, publish: &watch::Sender<Option<Arc<UnixSt
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Waits for the session's ready file, but not for ever: a desktop that is odd is better than none.
+async fn session_is_up(config: &Config) {
+    let Some(file) = &config.ready_file else { return };
+    let since = Instant::now();
+    while !file.exists() {
+        if since.elapsed() > SESSION_PATIENCE {
+            tracing::warn!(file = %file.display(), "the session has not made its ready file, going on without");
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

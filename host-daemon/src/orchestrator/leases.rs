@@ -84,40 +84,57 @@ impl Leases {
 /// Gives a lease back unless its caller got it: also when the caller goes away in the middle.
 pub(super) struct Unanswered {
     shared: Arc<Shared>,
-    lease: Option<LeaseId>,
+    /// What was asked for, of the VM that was asked last.
+    asked: Option<(LeaseId, Handle)>,
     request: Option<RequestId>,
 }
 
 impl Unanswered {
-    pub(super) fn new(shared: &Arc<Shared>, lease: &LeaseId, request: Option<&RequestId>) -> Self {
-        Self { shared: Arc::clone(shared), lease: Some(lease.clone()), request: request.cloned() }
+    pub(super) fn new(shared: &Arc<Shared>, request: Option<&RequestId>) -> Self {
+        Self { shared: Arc::clone(shared), asked: None, request: request.cloned() }
     }
 
-    /// The caller has it.
-    pub(super) fn answered(mut self) {
-        self.lease = None;
+    /// A VM is asked for this lease now. To be called before it is asked: the VM's actor grants the lease even if its
+    /// caller has gone when the turn comes.
+    pub(super) fn asks(&mut self, lease: &LeaseId, vm: &Handle) {
+        self.asked = Some((lease.clone(), vm.clone()));
+    }
+
+    /// The caller has the lease, or there is none.
+    pub(super) fn settled(&mut self) {
+        self.asked = None;
     }
 }
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        let Some(lease) = self.lease.take() else { return };
+        let Some((lease, vm)) = self.asked.take() else { return };
         let (shared, request) = (Arc::clone(&self.shared), self.request.take());
         self.shared.leases.under_way.spawn(async move {
+            // The grant may still stand in the actor's queue; behind this it has been made or never will be. A VM that
+            // is gone grants nothing.
+            let _ = vm.call(|_| Box::pin(async { Ok(()) })).await;
             if let Some(request) = request
                 && let Err(error) = shared.store.forget_request(request.id).await
             {
                 tracing::warn!(%lease, error = &error as &dyn std::error::Error, "request not forgotten");
             }
             let why = "its caller went away before it was ready";
-            if let Err(error) = end(&shared, &lease, EndedAs::Released, why, Some(Pending::Reset)).await {
-                tracing::warn!(%lease, error = &error as &dyn std::error::Error, "lease not given back");
+            match end(&shared, &lease, EndedAs::Released, why, Some(Pending::Reset)).await {
+                Ok(_) => {}
+                // It was never granted.
+                Err(error) if error.reason == Reason::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(%lease, error = &error as &dyn std::error::Error, "lease not given back");
+                }
             }
         });
     }
 }
 
-/// Ends a lease and says what becomes of its VM. Ended already: gives it as it is.
+/// Ends a lease and says what becomes of its VM. Ended already, or renewed just before it expired: gives it as it is.
+///
+/// The actor of the lease's VM does it, so that a lease can't end while the actor is granting it.
 pub(super) async fn end(
     shared: &Arc<Shared>,
     id: &LeaseId,
@@ -132,33 +149,30 @@ pub(super) async fn end(
         if lease.ended.is_some() {
             return Ok(lease);
         }
-        let holder = shared.registry.get(&lease.vm).ok();
-        let holds = holder.filter(|handle| handle.look(|row| row.lease.as_ref() == Some(id)));
-        let done = match holds {
-            Some(handle) => {
-                let (id, why) = (id.clone(), why.to_owned());
-                handle
-                    .call(move |vm| Box::pin(async move { vm.end_lease(&id, ended, &why, pending).await }))
-                    .await
+        if let Ok(handle) = shared.registry.get(&lease.vm) {
+            let (id, why) = (id.clone(), why.to_owned());
+            let done = handle
+                .call(move |vm| Box::pin(async move { vm.end_lease(&id, ended, &why, pending).await }))
+                .await;
+            match done {
+                Ok(lease) if lease.ended.is_some() || lease.vm == handle.id => return Ok(lease),
+                // It moved to another VM meanwhile.
+                Ok(_) => continue,
+                // The VM has gone meanwhile; only the lease is left to end.
+                Err(error) if error.reason == Reason::NotFound => {}
+                Err(error) => return Err(error),
             }
-            // Between two VMs, the first having failed its checks: only the lease is left to end.
-            None => {
-                lease.ended = Some(ended);
-                why.clone_into(&mut lease.end_reason);
-                lease.ended_at = Some(Timestamp::now());
-                match shared.store.end_lease(None, &lease).await {
-                    Ok(()) => Ok(lease),
-                    Err(StoreError::Changed(_)) => continue,
-                    Err(error) => Err(error.into()),
-                }
+        }
+        lease.ended = Some(ended);
+        why.clone_into(&mut lease.end_reason);
+        lease.ended_at = Some(Timestamp::now());
+        match shared.store.end_lease(None, &lease).await {
+            Ok(()) => {
+                shared.leases.ended(id);
+                return Ok(lease);
             }
-        };
-        match done {
-            // Somebody else ended it, or it moved to another VM: look again.
-            Err(error) if matches!(error.reason, Reason::LeaseEnded | Reason::NotFound) => {
-                tokio::task::yield_now().await;
-            }
-            done => return done,
+            Err(StoreError::Changed(_)) => tokio::task::yield_now().await,
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -245,14 +259,19 @@ pub(super) async fn expire(shared: Arc<Shared>) {
         }
         let wait = match shared.store.expired_leases(Timestamp::now()).await {
             Ok((due, next)) => {
-                for lease in due {
-                    let why = format!("not renewed within {} s", lease.ttl.as_secs());
-                    let reset = Some(Pending::Reset);
-                    if let Err(error) = end(&shared, &lease.id, EndedAs::Expired, &why, reset).await {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::warn!(lease = %lease.id, error, "expired lease not ended");
+                // At the same time: the actor of one VM may be busy for a while, and the others' time is over too.
+                let ending = due.into_iter().map(|lease| {
+                    let shared = &shared;
+                    async move {
+                        let why = format!("not renewed within {} s", lease.ttl.as_secs());
+                        let done = end(shared, &lease.id, EndedAs::Expired, &why, Some(Pending::Reset)).await;
+                        if let Err(error) = done {
+                            let error = &error as &dyn std::error::Error;
+                            tracing::warn!(lease = %lease.id, error, "expired lease not ended");
+                        }
                     }
-                }
+                });
+                futures_util::future::join_all(ending).await;
                 next.map_or(LOOK_EVERY, |next| {
                     let left = next.duration_since(Timestamp::now());
                     if left.is_negative() { Duration::ZERO } else { left.unsigned_abs() }

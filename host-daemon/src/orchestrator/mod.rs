@@ -30,9 +30,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::display::Encoders;
-use crate::hypervisor::{Event, Hypervisor, Stop};
+use crate::hypervisor::{Event, Hypervisor};
 use crate::model::error::{Error, Reason, Result};
-use crate::model::vm::VmState;
 use crate::store::Store;
 use leases::Leases;
 use operations::Operations;
@@ -40,8 +39,8 @@ use pools::Pools;
 use registry::Registry;
 pub use settings::Settings;
 
-/// VMs saved at the same time when the daemon stops: saving is bound by the disk.
-const SAVED_AT_ONCE: usize = 2;
+/// VMs parked at the same time when the daemon stops: saving is bound by the disk.
+const PARKED_AT_ONCE: usize = 2;
 
 /// Pictures encoded at the same time by the whole daemon: encoding is all CPU, and leases must not wait behind it.
 const ENCODED_AT_ONCE: usize = 2;
@@ -107,32 +106,30 @@ impl Orchestrator {
         if tokio::time::timeout_at(limit, shared.leases.idle()).await.is_err() {
             tracing::warn!("some requests were still under way when the daemon stopped");
         }
-        if shared.settings.save_on_shutdown {
-            self.park_all().await;
-        }
+        self.park_all().await;
         shared.store.close().await;
     }
 
+    /// Lets every actor finish what it does, and parks its VM if that is wanted.
     async fn park_all(&self) {
+        let save = self.0.settings.save_on_shutdown;
         let mut parking = JoinSet::new();
         for handle in self.0.registry.all() {
-            if !handle.look(|row| row.state == VmState::Running) {
-                continue;
-            }
-            if parking.len() >= SAVED_AT_ONCE {
+            if parking.len() >= PARKED_AT_ONCE {
                 parking.join_next().await;
             }
-            let can_save = self.0.hv.capabilities().save;
             parking.spawn(async move {
-                let cause = "the daemon stops";
-                let done = if can_save {
-                    handle.call(move |vm| Box::pin(vm.save(cause))).await
-                } else {
-                    handle.call(move |vm| Box::pin(vm.stop(Stop::Hard, cause))).await
-                };
-                if let Err(error) = done {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(vm = %handle.id, error, "not saved, goes on running");
+                let done = handle
+                    .call(move |vm| Box::pin(async move { if save { vm.park().await } else { Ok(()) } }))
+                    .await;
+                match done {
+                    // Deleted meanwhile.
+                    Err(error) if error.reason == Reason::NotFound => {}
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(vm = %handle.id, error, "not saved, goes on running");
+                    }
+                    Ok(()) => {}
                 }
             });
         }
@@ -158,3 +155,6 @@ async fn dispatch(shared: Arc<Shared>, mut events: tokio::sync::mpsc::Receiver<E
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,7 +43,10 @@ pub(super) struct Pools {
 /// What is known of one pool while the daemon runs.
 pub(super) struct PoolState {
     id: PoolId,
+    /// A VM changed or somebody waits: look when there is time.
     wake: Notify,
+    /// The pool itself was changed: look now, also while a pause after a failure goes on.
+    changed: Notify,
     lot: Mutex<Lot>,
 }
 
@@ -145,11 +148,18 @@ impl Pools {
     pub(super) fn wake(&self, id: &PoolId) {
         if let Some(pool) = self.get(id) {
             pool.wake.notify_one();
+            pool.changed.notify_one();
         }
     }
 
-    /// Waits for a VM, in the order of coming; nothing when the deadline passes or the pool goes away.
-    pub(super) async fn take(&self, id: &PoolId, deadline: Instant) -> Option<Ticket> {
+    /// Whether VMs of the pool may be leased.
+    pub(super) fn is_open(&self, id: &PoolId) -> bool {
+        self.get(id).is_some_and(|pool| !pool.lot().closed)
+    }
+
+    /// Waits for a VM, in the order of coming; nothing when the deadline passes or the pool goes away. Whoever got a VM
+    /// that was no good stands in front `again`.
+    pub(super) async fn take(&self, id: &PoolId, deadline: Instant, again: bool) -> Option<Ticket> {
         let pool = self.get(id)?;
         let answer = {
             let mut lot = pool.lot();
@@ -160,7 +170,13 @@ impl Pools {
                 return Some(Ticket { vm, pool: Arc::clone(&pool), used: false });
             }
             let (next, answer) = oneshot::channel();
-            lot.waiting.push_back(next);
+            // Those who gave up would stay until a VM comes, which may be never.
+            lot.waiting.retain(|one| !one.is_closed());
+            if again {
+                lot.waiting.push_front(next);
+            } else {
+                lot.waiting.push_back(next);
+            }
             answer
         };
         // One more waits: the pool may be allowed to grow.
@@ -190,15 +206,28 @@ impl Pools {
         }
     }
 
-    fn forget(&self, id: &PoolId) {
-        self.close_queue(id);
-        self.all().remove(id);
+    /// A pool of the same name may have been made since this one's row went.
+    fn forget(&self, state: &Arc<PoolState>) {
+        {
+            let mut lot = state.lot();
+            lot.closed = true;
+            lot.waiting.clear();
+        }
+        let mut all = self.all();
+        if all.get(&state.id).is_some_and(|present| Arc::ptr_eq(present, state)) {
+            all.remove(&state.id);
+        }
     }
 }
 
 /// Begins to control a pool.
 pub(super) fn control(shared: &Arc<Shared>, id: PoolId) {
-    let state = Arc::new(PoolState { id: id.clone(), wake: Notify::new(), lot: Mutex::default() });
+    let state = Arc::new(PoolState {
+        id: id.clone(),
+        wake: Notify::new(),
+        changed: Notify::new(),
+        lot: Mutex::default(),
+    });
     shared.pools.all().insert(id.clone(), Arc::clone(&state));
     // VMs that are there already were announced before anybody listened.
     shared.registry.each_of(&id, |row| {
@@ -229,13 +258,13 @@ pub(super) fn control(shared: &Arc<Shared>, id: PoolId) {
                     tracing::warn!(pool = %state.id, error = &error as &dyn std::error::Error, "pool not filled");
                     tokio::select! {
                         () = stop.cancelled() => break,
-                        () = sleep(pause) => {}
+                        () = state.changed.notified() => pause = FIRST_PAUSE,
+                        () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
                     }
-                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
-        shared.pools.forget(&state.id);
+        shared.pools.forget(&state);
     });
 }
 
@@ -254,6 +283,7 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
         return Ok(Next::Wait);
     };
     sweep(shared, &pool).await;
+    offer_again(shared, state);
     let plan = plan(&pool.spec, count(shared, &pool, state));
     for _ in 0..plan.delete {
         // Last in, first out: the others are in the page cache.
@@ -274,6 +304,23 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
         Ok(()) => String::new(),
     };
     result.map(|()| Next::Wait)
+}
+
+/// Offers what is ready and nobody was told of, for instance because deleting it failed. One that is on its way to a
+/// caller is offered twice then, which the VM's actor sorts out.
+fn offer_again(shared: &Shared, state: &Arc<PoolState>) {
+    let mut ready = Vec::new();
+    shared.registry.each_of(&state.id, |row| {
+        if is_ready(row, shared.pools.needs_memory) {
+            ready.push(row.id.clone());
+        }
+    });
+    for vm in ready {
+        let known = state.lot().ready.contains(&vm);
+        if !known {
+            PoolState::offer(state, vm);
+        }
+    }
 }
 
 /// What a pool has now.

@@ -1,6 +1,7 @@
 //! Preparing a template: boot the golden disk once, wait until its desktop is settled, and keep that state.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use crate::guest::{AttachParams, Attached, OpenOptions, connect};
-use crate::hypervisor::{Origin, VmDefinition};
+use crate::hypervisor::{Observed, Origin, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::ids::VmId;
 use crate::model::input::SettleOptions;
@@ -18,6 +19,8 @@ use crate::model::template::CloneMethod;
 
 /// Longest text of an image's stamp entry that is taken over.
 const SOFTWARE_TEXT: usize = 128;
+/// How often a booting VM is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Entries of an image's stamp that are taken over.
 const SOFTWARE_LIST: usize = 100;
 
@@ -106,13 +109,16 @@ async fn prepare(
         attach: AttachParams { identity: None, reseed: true },
         ..OpenOptions::default()
     };
-    let session = connect(&**hv, builder, &options, deadline).await?;
+    let session = tokio::select! {
+        session = connect(&**hv, builder, &options, deadline) => session?,
+        why = stopped(shared, builder) => return Err(why),
+    };
     loop {
         // The supervisor answers before the desktop is up.
         match session.probe(deadline).await {
             Ok(_) => break,
             Err(error) if error.is_retryable() && !session.is_closed() && Instant::now() < deadline => {
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(error) => return Err(error.into()),
         }
@@ -124,7 +130,7 @@ async fn prepare(
         timeout: settings.settle_timeout,
         ..SettleOptions::default()
     };
-    let slack = std::time::Duration::from_secs(30);
+    let slack = Duration::from_secs(30);
     let settled = session.settle(&settle, Instant::now() + settings.settle_timeout + slack).await?;
     if settled.timed_out {
         tracing::warn!(template = %template.id, "the desktop did not settle, its state is taken as it is");
@@ -136,6 +142,22 @@ async fn prepare(
     drop(session);
     let method = hv.seal_template(&template.id, builder).await?;
     Ok((attached, method))
+}
+
+/// Waits until a VM that boots has stopped by itself: nobody needs to wait for its agent then.
+async fn stopped(shared: &Shared, vm: &VmId) -> Error {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let why = match shared.hv.observe(vm).await {
+            Ok(Observed::Running(_)) => continue,
+            Ok(Observed::Broken(why)) => why,
+            Ok(Observed::Off) => "it switched itself off".to_owned(),
+            Ok(other) => format!("it is {other:?}"),
+            Err(error) => return error.into(),
+        };
+        return Error::new(Reason::HypervisorFailed, format!("the image did not boot: {why}"))
+            .with("why", why);
+    }
 }
 
 async fn enter(shared: &Shared, operation: &mut Operation, phase: Phase) -> Result<()> {

@@ -24,7 +24,8 @@ impl Actor {
         lease: Lease,
         request: Option<RequestId>,
     ) -> Result<bool> {
-        if !is_ready(&self.row, self.shared.hv.capabilities().save) {
+        let own = self.row.pool.as_ref() == Some(&lease.pool) && self.shared.pools.is_open(&lease.pool);
+        if !own || !is_ready(&self.row, self.shared.hv.capabilities().save) {
             return Ok(false);
         }
         let next = self.next(|row| {
@@ -46,7 +47,8 @@ impl Actor {
         }
     }
 
-    /// Takes the VM from a lease and ends the lease; what is pending then is worked off by the actor.
+    /// Ends a lease and takes the VM from it; what is pending then is worked off by the actor. Gives the lease as it
+    /// is when there is nothing to end: it has ended, moved to another VM, or was renewed just before it expired.
     pub(in crate::orchestrator) async fn end_lease(
         &mut self,
         id: &LeaseId,
@@ -54,28 +56,55 @@ impl Actor {
         reason: &str,
         pending: Option<Pending>,
     ) -> Result<Lease> {
-        if self.row.lease.as_ref() != Some(id) {
-            return Err(Error::new(Reason::LeaseEnded, format!("lease {id} has ended")).with("lease", id));
+        loop {
+            let stored = self.shared.store.lease(id).await?;
+            let Some(mut lease) = stored else { return Err(Error::not_found("lease", id)) };
+            let renewed = ended == EndedAs::Expired && lease.expires > Timestamp::now();
+            if lease.ended.is_some() || lease.vm != self.row.id || renewed {
+                return Ok(lease);
+            }
+            lease.ended = Some(ended);
+            reason.clone_into(&mut lease.end_reason);
+            lease.ended_at = Some(Timestamp::now());
+            let held = self.row.lease.as_ref() == Some(id);
+            let next = held.then(|| {
+                self.next(|row| {
+                    row.availability = Availability::Idle;
+                    row.lease = None;
+                    row.pending = pending;
+                })
+            });
+            match self.shared.store.end_lease(next.as_ref(), &lease).await {
+                Ok(()) => {}
+                // Renewed since it was read: renewing does not come by the actor.
+                Err(StoreError::Changed("lease")) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            tracing::info!(vm = %self.row.id, lease = %id, ?ended, reason, "lease ended");
+            if let Some(next) = next {
+                self.show(next);
+            }
+            self.shared.leases.ended(id);
+            return Ok(lease);
         }
-        let stored = self.shared.store.lease(id).await?;
-        let Some(mut lease) = stored else { return Err(Error::not_found("lease", id)) };
-        lease.ended = Some(ended);
-        reason.clone_into(&mut lease.end_reason);
-        lease.ended_at = Some(Timestamp::now());
-        let next = self.next(|row| {
-            row.availability = Availability::Idle;
-            row.lease = None;
-            row.pending = pending;
-        });
-        self.shared.store.end_lease(Some(&next), &lease).await?;
-        tracing::info!(vm = %self.row.id, lease = %id, ?ended, reason, "lease ended");
-        self.show(next);
-        self.shared.leases.ended(id);
-        Ok(lease)
     }
 
-    /// Keeps the VM out of use; a lease that it failed goes on with another one.
-    pub(in crate::orchestrator) async fn quarantine(&mut self, why: &str) -> Result<()> {
+    /// Ends whatever lease there is on the VM.
+    pub(in crate::orchestrator) async fn revoke(&mut self, reason: &str) -> Result<()> {
+        if let Some(lease) = self.row.lease.clone() {
+            self.end_lease(&lease, EndedAs::Revoked, reason, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the VM out of use because it failed this lease, which goes on with another one. A VM that the lease lost
+    /// meanwhile is not touched: it may be somebody else's by now.
+    pub(in crate::orchestrator) async fn failed_lease(&mut self, lease: &LeaseId, why: &str) -> Result<()> {
+        if self.row.lease.as_ref() == Some(lease) { self.quarantine(why).await } else { Ok(()) }
+    }
+
+    /// Keeps the VM out of use.
+    pub(super) async fn quarantine(&mut self, why: &str) -> Result<()> {
         tracing::warn!(vm = %self.row.id, why, "vm quarantined");
         let why = why.to_owned();
         self.write(|row| {

@@ -118,6 +118,8 @@ pub(super) struct Actor {
     link: Arc<Link>,
     /// The VM is gone: stop after this command.
     deleted: bool,
+    /// The daemon stops: what is pending is left to the next start.
+    parked: bool,
 }
 
 impl Actor {
@@ -139,8 +141,16 @@ impl Actor {
             hub,
             link: Arc::clone(&link),
         };
-        let mut actor =
-            Self { shared: Arc::clone(shared), row, run: None, published, running, link, deleted: false };
+        let mut actor = Self {
+            shared: Arc::clone(shared),
+            row,
+            run: None,
+            published,
+            running,
+            link,
+            deleted: false,
+            parked: false,
+        };
         shared.registry.insert(handle.clone());
         let gone = handle.hub.clone();
         shared.tasks.spawn(async move {
@@ -223,12 +233,19 @@ impl Actor {
             Ok(Observed::Broken(_)) | Err(_) => (VmState::Error, None),
         };
         self.set_run(run);
-        let state = if self.row.state.may_become(state) { state } else { VmState::Error };
+        let same = self.row.state == state;
+        let state = if same || self.row.state.may_become(state) { state } else { VmState::Error };
         let cause = format!("{what} failed: {error}");
         if state != VmState::Running {
             self.link.close().await;
         }
-        if let Err(lost) = self.enter(state, &cause).await {
+        let recorded = match state {
+            // Its run is over for us, so its event will not tell the lease.
+            VmState::Error => self.lost(&cause).await,
+            _ if same => self.write(|row| row.state_reason.clone_from(&cause)).await,
+            state => self.enter(state, &cause).await,
+        };
+        if let Err(lost) = recorded {
             tracing::error!(vm = %self.row.id, error = &lost as &dyn std::error::Error, "state not recorded");
         }
         error
@@ -243,7 +260,7 @@ impl Actor {
         }
         self.link.close().await;
         self.set_run(None);
-        let result = if clean {
+        let result = if clean && self.row.state.may_become(VmState::Off) {
             self.enter_with(VmState::Off, "the guest shut down", |row| row.clean = false).await
         } else {
             self.lost(&reason).await
@@ -267,7 +284,7 @@ impl Actor {
 
     /// Does what the row says is still to be done, once nobody holds the VM.
     async fn work_off_pending(&mut self) {
-        if self.deleted || self.row.availability == Availability::Leased {
+        if self.deleted || self.parked || self.row.availability == Availability::Leased {
             return;
         }
         let Some(pending) = self.row.pending else { return };

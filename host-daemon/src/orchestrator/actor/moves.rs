@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{Actor, illegal};
-use crate::hypervisor::{Observed, Origin, Rest, Stop, VmDefinition};
+use crate::hypervisor::{Observed, Origin, Rest, Run, Stop, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::record::{Availability, Pending};
 use crate::model::vm::VmState;
@@ -21,26 +21,56 @@ impl Actor {
             Ok(Rest::Off) => {
                 self.enter(VmState::Off, "cloned").await?;
                 // Without memory to fork a VM is only ready once it has booted.
-                self.start("first boot").await?;
-                self.write(|row| row.clean = true).await
+                self.start("first boot", true).await
             }
             Err(error) => Err(self.failed("provisioning", error.into()).await),
         }
     }
 
-    /// Off to running.
-    pub(in crate::orchestrator) async fn start(&mut self, cause: &str) -> Result<()> {
-        if matches!(self.row.state, VmState::Running) {
+    /// Off to booting; the VM counts as running once its agent has answered. `clean`: nothing ran on its disk before.
+    pub(in crate::orchestrator) async fn start(&mut self, cause: &str, clean: bool) -> Result<()> {
+        if matches!(self.row.state, VmState::Running | VmState::Booting) {
             return Ok(());
         }
         self.enter(VmState::Booting, cause).await?;
         match self.shared.hv.start(&self.row.id).await {
-            Ok(run) => {
-                self.set_run(Some(run));
-                self.running(cause).await
-            }
-            Err(error) => Err(self.failed("start", error.into()).await),
+            Ok(run) => self.set_run(Some(run)),
+            Err(error) => return Err(self.failed("start", error.into()).await),
         }
+        let epoch = self.link.open(self.row.epoch);
+        self.write(|row| {
+            row.epoch = epoch;
+            row.clean = clean;
+            row.last_resumed = Some(Timestamp::now());
+        })
+        .await?;
+        self.watch_boot(run_number(self.run), cause);
+        Ok(())
+    }
+
+    /// Waits beside the actor for the agent of a VM that boots. A guest without one is taken as booted when the time is
+    /// over: its screen may still be of use.
+    fn watch_boot(&self, run: u64, cause: &str) {
+        let Ok(handle) = self.shared.registry.get(&self.row.id) else { return };
+        let mut sessions = self.link.session();
+        let (limit, cause) = (self.shared.settings.boot_timeout, cause.to_owned());
+        self.shared.tasks.spawn(async move {
+            let agent = tokio::time::timeout(limit, sessions.wait_for(Option::is_some)).await.is_ok();
+            let cause = if agent { cause } else { format!("{cause}, no agent answered") };
+            let booted = handle.call(move |vm| Box::pin(async move { vm.booted(run, &cause).await })).await;
+            if let Err(error) = booted {
+                tracing::debug!(vm = %handle.id, %error, "not booted");
+            }
+        });
+    }
+
+    /// The agent has answered, or had its time.
+    async fn booted(&mut self, run: u64, cause: &str) -> Result<()> {
+        if self.row.state != VmState::Booting || run_number(self.run) != run {
+            // Another move came first.
+            return Ok(());
+        }
+        self.enter(VmState::Running, cause).await
     }
 
     /// Saved or paused to running.
@@ -161,19 +191,17 @@ impl Actor {
             }
             // Without memory to go back to, ready means booted.
             Rest::Off => {
-                self.start(cause).await?;
-                self.write(|row| {
-                    row.clean = clean;
-                    row.pending = None;
-                })
-                .await
+                self.start(cause, clean).await?;
+                self.write(|row| row.pending = None).await
             }
         }
     }
 
     /// Kept as it is for its last holder: saved, and no longer the pool's.
     pub(super) async fn keep(&mut self) -> Result<()> {
-        if self.row.state != VmState::Saved && self.shared.hv.capabilities().save {
+        // One that its holder switched off or that failed is kept just so.
+        let holds_memory = matches!(self.row.state, VmState::Running | VmState::Paused);
+        if holds_memory && self.shared.hv.capabilities().save {
             self.save("kept by its last holder").await?;
         }
         let pool = self.row.pool.clone();
@@ -188,8 +216,34 @@ impl Actor {
         Ok(())
     }
 
+    /// The daemon stops: memory goes to disk, so that the VM goes on afterwards, or the VM is switched off where that
+    /// can't be. A pool's own VM that was ready is made ready again at the next start.
+    pub(in crate::orchestrator) async fn park(&mut self) -> Result<()> {
+        let cause = "the daemon stops";
+        self.parked = true;
+        match self.row.state {
+            VmState::Running | VmState::Paused if self.shared.hv.capabilities().save => {
+                self.save(cause).await
+            }
+            VmState::Running | VmState::Paused => {
+                let ready = self.row.clean && self.row.availability == Availability::Idle;
+                if ready && self.row.pool.is_some() {
+                    self.write(|row| row.pending = Some(Pending::Reset)).await?;
+                }
+                self.stop(Stop::Hard, cause).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the VM with all its files, then its row.
     pub(in crate::orchestrator) async fn delete(&mut self) -> Result<()> {
+        if let Some(lease) = &self.row.lease {
+            // Whoever asked looked before the VM was leased.
+            return Err(Error::new(Reason::VmLeased, format!("vm {} is leased", self.row.id))
+                .with("vm", &self.row.id)
+                .with("lease", lease));
+        }
         if self.row.state != VmState::Deleting {
             self.enter(VmState::Deleting, "asked to").await?;
         }
@@ -213,19 +267,32 @@ impl Actor {
             Observed::Paused(run) => (VmState::Paused, Some(run)),
             Observed::Saved => (VmState::Saved, None),
             Observed::Off => (VmState::Off, None),
+            Observed::Broken(_) if self.row.state == VmState::Deleting => return self.delete().await,
             Observed::Broken(why) => return self.lost(&why).await,
         };
         self.set_run(run);
-        if self.row.state != state && self.row.state != VmState::Deleting {
-            // What is there counts, whatever the table says of how it came to be.
-            tracing::info!(vm = %self.row.id, recorded = %self.row.state, found = %state, "vm found");
-            self.write(|row| {
-                row.state = state;
-                row.state_reason = cause.to_owned();
-                row.state_since = Timestamp::now();
-                row.clean &= state == VmState::Saved;
-            })
-            .await?;
+        match self.row.state {
+            VmState::Deleting => return self.delete().await,
+            // It failed, whatever is left of it; who wants it back resets it.
+            VmState::Error => return Ok(()),
+            recorded if recorded != state => {
+                // What is there counts, whatever the table says of how it came to be.
+                tracing::info!(vm = %self.row.id, %recorded, found = %state, "vm found");
+                let keeps_clean = state == VmState::Saved;
+                self.write(|row| {
+                    row.state = state;
+                    row.state_reason = cause.to_owned();
+                    row.state_since = Timestamp::now();
+                    let ours = row.pool.is_some() && row.availability == Availability::Idle;
+                    if row.clean && !keeps_clean && ours && row.pending.is_none() {
+                        // It was ready, or on the way to it, and nobody had it: the pool has to make it ready again.
+                        row.pending = Some(Pending::Reset);
+                    }
+                    row.clean &= keeps_clean;
+                })
+                .await?;
+            }
+            _ => {}
         }
         if state == VmState::Running {
             let epoch = self.link.open(self.row.epoch);
@@ -235,7 +302,7 @@ impl Actor {
         if self.row.availability == Availability::Leased && self.row.pending.is_none() {
             match state {
                 VmState::Saved => self.resume(cause).await?,
-                VmState::Off => self.start(cause).await?,
+                VmState::Off => self.start(cause, false).await?,
                 _ => {}
             }
         }
@@ -260,4 +327,9 @@ impl Actor {
             .with("hypervisor", backend)
             .with("action", action))
     }
+}
+
+/// Tells runs apart; no run is none of them.
+fn run_number(run: Option<Run>) -> u64 {
+    run.map_or(0, |run| run.number)
 }

@@ -12,10 +12,11 @@ use crate::model::ids::LeaseId;
 use crate::model::lease::{EndedAs, Receipt, ReleasePolicy};
 use crate::model::query::{LeaseFilter, Page};
 use crate::model::record::{Lease, Pending, Pool};
+use crate::orchestrator::Orchestrator;
 use crate::orchestrator::leases::{self, Unanswered};
 use crate::orchestrator::request::{Acquire, Caller};
 use crate::orchestrator::view::Granted;
-use crate::orchestrator::{Orchestrator, Shared};
+use crate::store::StoreError;
 
 /// VMs of one pool that may fail their checks before an acquire fails with them.
 const TRIES: u32 = 3;
@@ -39,12 +40,16 @@ impl Orchestrator {
         let ttl = lease_life(&pool, request.ttl, pool.spec.default_ttl)?;
         let asked = Instant::now();
         let mut lease = new_lease(caller, &request, ttl)?;
-        let mut unanswered: Option<Unanswered> = None;
+        let mut unanswered = Unanswered::new(shared, request.request.as_ref());
         let mut replaced = 0;
         let mut waited = None;
+        // Nobody has seen the lease before it is granted once; then a VM that fails it is replaced beneath it.
+        let mut granted_once = false;
         loop {
-            let ticket = shared.pools.take(&pool.id, asked + request.wait).await;
-            let Some(ticket) = ticket else { return Err(self.exhausted(&pool, request.wait)) };
+            let again = waited.is_some();
+            let Some(ticket) = shared.pools.take(&pool.id, asked + request.wait, again).await else {
+                return Err(self.exhausted(&pool, request.wait).await);
+            };
             let waited = *waited.get_or_insert_with(|| asked.elapsed());
             let granted = Instant::now();
             let Ok(handle) = shared.registry.get(&ticket.vm) else {
@@ -54,27 +59,42 @@ impl Orchestrator {
             lease.vm = ticket.vm.clone();
             // Until the receipt is written its life is counted generously, so that it can't expire in the middle.
             lease.expires = Timestamp::now() + ttl + shared.settings.agent_timeout;
-            let (offer, id) = (lease.clone(), request.request.clone().filter(|_| unanswered.is_none()));
-            let got = handle.call(move |vm| Box::pin(vm.grant(offer, id))).await;
-            ticket.used();
-            if !got? {
-                continue;
+            let (offer, id) = (lease.clone(), request.request.clone().filter(|_| !granted_once));
+            unanswered.asks(&lease.id, &handle);
+            match handle.call(move |vm| Box::pin(vm.grant(offer, id))).await {
+                Ok(true) => ticket.used(),
+                // Not ready after all, or gone.
+                Ok(false) => {
+                    ticket.used();
+                    if !granted_once {
+                        unanswered.settled();
+                    }
+                    continue;
+                }
+                Err(error) if error.reason == Reason::NotFound => {
+                    ticket.used();
+                    continue;
+                }
+                // The VM is as it was: the ticket gives it back.
+                Err(error) => return Err(error),
             }
-            if unanswered.is_none() {
-                unanswered = Some(Unanswered::new(shared, &lease.id, request.request.as_ref()));
-            }
+            granted_once = true;
             match leases::make_ready(shared, &handle, granted, waited, replaced).await {
                 Ok(receipt) => {
-                    let lease = write_receipt(shared, &lease, &receipt).await?;
+                    let lease = self.write_receipt(&lease.id, &receipt, ttl).await?;
                     let vm = self.vm_view(&handle).await;
-                    if let Some(unanswered) = unanswered {
-                        unanswered.answered();
-                    }
+                    unanswered.settled();
                     return Ok(Granted { lease, vm });
                 }
                 Err(error) => {
-                    let why = format!("failed its readiness checks: {error}");
-                    handle.call(move |vm| Box::pin(async move { vm.quarantine(&why).await })).await?;
+                    let (id, why) = (lease.id.clone(), format!("failed its readiness checks: {error}"));
+                    let kept = handle
+                        .call(move |vm| Box::pin(async move { vm.failed_lease(&id, &why).await }))
+                        .await;
+                    match kept {
+                        Err(error) if error.reason != Reason::NotFound => return Err(error),
+                        _ => {}
+                    }
                     replaced += 1;
                     if replaced >= TRIES {
                         return Err(error);
@@ -84,9 +104,8 @@ impl Orchestrator {
                         if let Some(request) = &request.request {
                             shared.store.forget_request(request.id).await?;
                         }
-                        if let Some(unanswered) = unanswered.take() {
-                            unanswered.answered();
-                        }
+                        unanswered.settled();
+                        granted_once = false;
                         lease = new_lease(caller, &request, ttl)?;
                     }
                 }
@@ -109,7 +128,7 @@ impl Orchestrator {
         shared.leases.moved();
         match renewed {
             Ok(lease) => Ok(lease),
-            Err(crate::store::StoreError::Changed(_)) => Err(ended(&self.lease(id).await?)),
+            Err(StoreError::Changed(_)) => Err(ended(&self.lease(id).await?)),
             Err(error) => Err(error.into()),
         }
     }
@@ -162,14 +181,19 @@ impl Orchestrator {
         if lease.receipt.is_none() {
             // The daemon was stopped between grant and proof.
             let receipt = leases::make_ready(&self.0, &handle, Instant::now(), Duration::ZERO, 0).await?;
-            lease = write_receipt(&self.0, &lease, &receipt).await?;
+            lease = self.write_receipt(&lease.id, &receipt, lease.ttl).await?;
         }
         Ok(Granted { vm: self.vm_view(&handle).await, lease })
     }
 
-    fn exhausted(&self, pool: &Pool, wait: Duration) -> Error {
+    /// Why nothing came of a wait.
+    async fn exhausted(&self, pool: &Pool, wait: Duration) -> Error {
         if self.0.stopping.is_cancelled() {
             return Error::new(Reason::ShuttingDown, "the daemon is stopping");
+        }
+        // It may have been deleted meanwhile.
+        if let Err(error) = self.pool_row(&pool.id).await {
+            return error;
         }
         Error::new(
             Reason::PoolExhausted,
@@ -179,15 +203,16 @@ impl Orchestrator {
         .with("waited_ms", wait.as_millis())
         .retry_after(ASK_AGAIN)
     }
-}
 
-async fn write_receipt(shared: &Shared, lease: &Lease, receipt: &Receipt) -> Result<Lease> {
-    let written = shared.store.write_receipt(&lease.id, receipt, Timestamp::now() + lease.ttl).await;
-    shared.leases.moved();
-    match written {
-        Ok(lease) => Ok(lease),
-        Err(crate::store::StoreError::Changed(_)) => Err(ended(lease)),
-        Err(error) => Err(error.into()),
+    async fn write_receipt(&self, id: &LeaseId, receipt: &Receipt, ttl: Duration) -> Result<Lease> {
+        let shared = &self.0;
+        let written = shared.store.write_receipt(id, receipt, Timestamp::now() + ttl).await;
+        shared.leases.moved();
+        match written {
+            Ok(lease) => Ok(lease),
+            Err(StoreError::Changed(_)) => Err(ended(&self.lease(id).await?)),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

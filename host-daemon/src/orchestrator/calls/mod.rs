@@ -7,10 +7,25 @@ mod pools;
 mod templates;
 mod vms;
 
+use tracing::Instrument as _;
+
 use crate::model::error::{Error, Reason, Result};
 use crate::model::query::RequestId;
-use crate::orchestrator::Shared;
+use crate::orchestrator::{Orchestrator, Shared};
 use crate::store::StoreError;
+
+impl Orchestrator {
+    /// Runs a call's work to its end though its caller may go: what takes several steps is never left half-made.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        match self.0.leases.under_way.spawn(work.in_current_span()).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::internal(Reason::Internal, "the call failed", error)),
+        }
+    }
+}
 
 /// What an earlier call with this request id made; a different request with the same id is refused.
 async fn answered(shared: &Shared, request: Option<&RequestId>) -> Result<Option<String>> {

@@ -6,12 +6,11 @@ use uuid::Uuid;
 use super::{answered, check_etag, made_id, taken};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::ids::PoolId;
-use crate::model::lease::EndedAs;
 use crate::model::query::Page;
 use crate::model::record::{Pool, TemplateState};
 use crate::orchestrator::request::{CreatePool, UpdatePool};
 use crate::orchestrator::view::PoolView;
-use crate::orchestrator::{Orchestrator, leases, pools};
+use crate::orchestrator::{Orchestrator, pools};
 use crate::store::StoreError;
 
 impl Orchestrator {
@@ -20,6 +19,11 @@ impl Orchestrator {
     /// # Errors
     /// [`Reason::AlreadyExists`], [`Reason::NotFound`] for its template, [`Reason::TemplateNotReady`].
     pub async fn create_pool(&self, request: CreatePool) -> Result<PoolView> {
+        let this = self.clone();
+        self.to_the_end(async move { this.create_pool_now(request).await }).await
+    }
+
+    async fn create_pool_now(&self, request: CreatePool) -> Result<PoolView> {
         let shared = self.open()?;
         let _lock = shared.leases.lock(request.request.as_ref()).await;
         if let Some(pool) = answered(shared, request.request.as_ref()).await? {
@@ -104,6 +108,12 @@ impl Orchestrator {
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::PoolHasLeases`] without `force`.
     pub async fn delete_pool(&self, id: &PoolId, force: bool, etag: Option<u64>) -> Result<()> {
+        let this = self.clone();
+        let id = id.clone();
+        self.to_the_end(async move { this.delete_pool_now(&id, force, etag).await }).await
+    }
+
+    async fn delete_pool_now(&self, id: &PoolId, force: bool, etag: Option<u64>) -> Result<()> {
         let shared = self.open()?;
         let mut pool = self.pool_row(id).await?;
         check_etag("pool", id.as_str(), etag, pool.version)?;
@@ -122,8 +132,16 @@ impl Orchestrator {
         pool.version += 1;
         shared.store.update_pool(&pool).await.map_err(taken("pool", id))?;
         shared.pools.close_queue(id);
-        for lease in held {
-            leases::end(shared, &lease, EndedAs::Revoked, "its pool was deleted", None).await?;
+        if force {
+            // A grant that was under way has been made when its actor comes to this, and none is made after it.
+            for handle in shared.registry.all() {
+                if handle.look(|row| row.pool.as_ref() == Some(id)) {
+                    match handle.call(|vm| Box::pin(vm.revoke("its pool was deleted"))).await {
+                        Err(error) if error.reason != Reason::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
+            }
         }
         shared.pools.wake(id);
         Ok(())

@@ -25,6 +25,11 @@ impl Orchestrator {
     /// [`Reason::AlreadyExists`], [`Reason::DiskNotFound`], [`Reason::DiskNotAnImage`], [`Reason::InvalidField`],
     /// [`Reason::MemoryBeyondHost`], [`Reason::NotSupported`]; nothing is left behind then.
     pub async fn create_template(&self, request: CreateTemplate) -> Result<Operation> {
+        let this = self.clone();
+        self.to_the_end(async move { this.create_template_now(request).await }).await
+    }
+
+    async fn create_template_now(&self, request: CreateTemplate) -> Result<Operation> {
         let shared = self.open()?;
         let _lock = shared.leases.lock(request.request.as_ref()).await;
         if let Some(operation) = answered(shared, request.request.as_ref()).await? {
@@ -107,6 +112,12 @@ impl Orchestrator {
     /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::TemplateInUse`], [`Reason::TemplateNotReady`] while it is
     /// being prepared (cancel its operation instead).
     pub async fn delete_template(&self, id: &TemplateId, etag: Option<u64>) -> Result<()> {
+        let this = self.clone();
+        let id = id.clone();
+        self.to_the_end(async move { this.delete_template_now(&id, etag).await }).await
+    }
+
+    async fn delete_template_now(&self, id: &TemplateId, etag: Option<u64>) -> Result<()> {
         let shared = self.open()?;
         let mut template = self.template(id).await?;
         check_etag("template", id.as_str(), etag, template.version)?;

@@ -1,5 +1,7 @@
 //! VMs: looks, moves, checkpoints and forks.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
@@ -48,7 +50,7 @@ impl Orchestrator {
     /// As every move: [`Reason::NotFound`], [`Reason::IllegalVmState`], [`Reason::VmBusy`], [`Reason::LeaseNotYours`],
     /// [`Reason::HypervisorFailed`].
     pub async fn start_vm(&self, caller: &Caller, id: &VmId) -> Result<VmView> {
-        self.act(caller, id, |vm| Box::pin(vm.start("asked to"))).await
+        self.act(caller, id, |vm| Box::pin(vm.start("asked to", false))).await
     }
 
     /// Brings a saved or paused VM to running.
@@ -124,8 +126,13 @@ impl Orchestrator {
     /// # Errors
     /// As every move; [`Reason::AlreadyExists`], [`Reason::NotSupported`]. Nothing is left of a fork that failed.
     pub async fn fork_vm(&self, caller: &Caller, fork: Fork) -> Result<VmView> {
+        let this = self.clone();
+        let caller = caller.clone();
+        self.to_the_end(async move { this.fork_vm_now(&caller, fork).await }).await
+    }
+
+    async fn fork_vm_now(&self, caller: &Caller, fork: Fork) -> Result<VmView> {
         let shared = self.open()?;
-        let _under_way = shared.leases.under_way.token();
         let _lock = shared.leases.lock(fork.request.as_ref()).await;
         if let Some(vm) = answered(shared, fork.request.as_ref()).await? {
             let id = VmId::new(vm).map_err(|error| Error::field("vm_id", error.to_string()))?;
@@ -166,8 +173,13 @@ impl Orchestrator {
     /// # Errors
     /// As every move; [`Reason::AlreadyExists`], [`Reason::InvalidField`] for `clean`.
     pub async fn create_checkpoint(&self, caller: &Caller, take: TakeCheckpoint) -> Result<CheckpointView> {
+        let this = self.clone();
+        let caller = caller.clone();
+        self.to_the_end(async move { this.create_checkpoint_now(&caller, take).await }).await
+    }
+
+    async fn create_checkpoint_now(&self, caller: &Caller, take: TakeCheckpoint) -> Result<CheckpointView> {
         let shared = self.open()?;
-        let _under_way = shared.leases.under_way.token();
         let _lock = shared.leases.lock(take.request.as_ref()).await;
         if let Some(id) = answered(shared, take.request.as_ref()).await? {
             let all = self.checkpoints(caller, &take.vm).await?;
@@ -248,6 +260,12 @@ impl Orchestrator {
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::LeaseNotYours`], [`Reason::CheckpointReserved`] for `clean`.
     pub async fn delete_checkpoint(&self, caller: &Caller, id: &VmId, checkpoint: &str) -> Result<()> {
+        let this = self.clone();
+        let (caller, id, checkpoint) = (caller.clone(), id.clone(), checkpoint.to_owned());
+        self.to_the_end(async move { this.delete_checkpoint_now(&caller, &id, &checkpoint).await }).await
+    }
+
+    async fn delete_checkpoint_now(&self, caller: &Caller, id: &VmId, checkpoint: &str) -> Result<()> {
         let shared = self.open()?;
         let handle = self.usable(caller, id)?;
         if checkpoint == CLEAN {
@@ -269,6 +287,7 @@ impl Orchestrator {
         let _under_way = shared.leases.under_way.token();
         let handle = self.usable(caller, id)?;
         handle.call(command).await?;
+        arrived(&handle, shared.settings.boot_timeout, shared.settings.agent_timeout).await;
         Ok(self.vm_view(&handle).await)
     }
 
@@ -280,7 +299,7 @@ impl Orchestrator {
             return Err(Error::new(Reason::VmBusy, format!("vm {id} is {state}, another move is under way"))
                 .with("vm", id)
                 .with("state", state)
-                .retry_after(std::time::Duration::from_millis(200)));
+                .retry_after(Duration::from_millis(200)));
         }
         Ok(handle)
     }
@@ -322,4 +341,29 @@ impl Orchestrator {
             vm,
         }
     }
+}
+
+/// A move that ends running is over when the guest's agent answers, so that the next call finds it. A guest whose agent
+/// never does is shown as it is when its time is over.
+async fn arrived(handle: &Handle, boot: Duration, resume: Duration) {
+    let limit = match handle.look(|row| row.state) {
+        VmState::Booting => boot,
+        VmState::Running => resume,
+        _ => return,
+    };
+    let (mut rows, mut sessions) = (handle.rows(), handle.link.session());
+    let answered = async {
+        // Either sender goes with the VM, and then there is nothing to wait for.
+        let _ = sessions.wait_for(Option::is_some).await;
+        let _ = rows.wait_for(|row| row.state != VmState::Booting).await;
+    };
+    let mut rows = handle.rows();
+    let stopped = rows.wait_for(|row| !matches!(row.state, VmState::Booting | VmState::Running));
+    let _ = tokio::time::timeout(limit, async {
+        tokio::select! {
+            () = answered => {}
+            _ = stopped => {}
+        }
+    })
+    .await;
 }

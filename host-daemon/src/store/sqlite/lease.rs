@@ -71,19 +71,23 @@ impl Sqlite {
     /// Takes a VM from its lease, and ends the lease.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when the VM is not as the caller thought, or the lease has ended.
+    /// [`StoreError::Changed`] when the VM is not as the caller thought, or the lease has ended, was renewed or moved to
+    /// another VM.
     pub async fn end_lease(&self, vm: Option<&Vm>, lease: &Lease) -> StoreResult<()> {
         let mut tx = self.begin().await?;
         if let Some(vm) = vm {
             vm::update_in(&mut tx, vm).await?;
         }
         let done = sqlx::query(
-            "UPDATE leases SET ended = ?, end_reason = ?, ended_at = ? WHERE id = ? AND ended IS NULL",
+            "UPDATE leases SET ended = ?, end_reason = ?, ended_at = ?
+             WHERE id = ? AND ended IS NULL AND vm = ? AND expires = ?",
         )
         .bind(lease.ended.map(EndedAs::as_str))
         .bind(&lease.end_reason)
         .bind(lease.ended_at.map(micros))
         .bind(lease.id.as_str())
+        .bind(lease.vm.as_str())
+        .bind(micros(lease.expires))
         .execute(&mut *tx)
         .await
         .map_err(database("end a lease"))?;
