@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use hvkube_proto::guest::v1::display_service_server::DisplayServiceServer;
@@ -21,8 +21,10 @@ use crate::{session, transport};
 
 /// How often to look for a display that isn't there yet.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often to look for a way to the host: devices may come up after the agent.
-const TRANSPORT_EVERY: Duration = Duration::from_secs(1);
+/// How often to look for a way to the host: at boot, devices come up after the agent.
+const TRANSPORT_EVERY: Duration = Duration::from_millis(100);
+/// When to say that there is none.
+const TRANSPORT_PATIENCE: Duration = Duration::from_secs(10);
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -38,10 +40,16 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 /// When the transport is lost.
 pub fn supervisor(config: Config) -> anyhow::Result<()> {
     block_on(async move {
+        let started = Instant::now();
+        let mut told = false;
         let mut transport = loop {
             match transport::detect(&config) {
                 Ok(transport) => break transport,
-                Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
+                Err(error) if !told && started.elapsed() > TRANSPORT_PATIENCE => {
+                    told = true;
+                    tracing::warn!("{:#}", anyhow::Error::from(error));
+                }
+                Err(_) => {}
             }
             tokio::time::sleep(TRANSPORT_EVERY).await;
         };
