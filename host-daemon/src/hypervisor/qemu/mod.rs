@@ -375,6 +375,5 @@ fn first_run() -> u64 {
 fn host_memory_mb() -> u64 {
     let info = rustix::system::sysinfo();
     let unit = u64::from(info.mem_unit).max(1);
-    // The width of the field is the platform's.
-    u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(unit) >> 20
+    info.totalram.saturating_mul(unit) >> 20
 }
