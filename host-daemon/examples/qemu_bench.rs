@@ -15,7 +15,8 @@ use hvkube_host::model::template::{Boot, Network, TemplateSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-const CMDLINE: &str = "root=/dev/vda quiet net.ifnames=0 systemd.show_status=false mitigations=off nowatchdog audit=0";
+const CMDLINE: &str =
+    "root=/dev/vda quiet net.ifnames=0 systemd.show_status=false mitigations=off nowatchdog audit=0";
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -25,8 +26,10 @@ async fn main() -> Outcome<()> {
     let image = arguments.next().ok_or("which image?")?;
     let rounds = arguments.next().map_or(Ok(20), |rounds| rounds.parse())?;
     let home = tempfile::tempdir()?;
-    let config =
-        QemuConfig { fork: fork_choice(), ..QemuConfig::new(home.path().join("data"), home.path().join("run")) };
+    let config = QemuConfig {
+        fork: fork_choice(),
+        ..QemuConfig::new(home.path().join("data"), home.path().join("run"))
+    };
     let host = QemuHypervisor::open(config).await?;
     host.recover().await?;
     println!("{:?}", host.facts());

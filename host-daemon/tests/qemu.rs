@@ -181,7 +181,7 @@ fn checkpoint(name: &str) -> CheckpointId {
 async fn life(fork: ForkChoice, method: CloneMethod) {
     let (host, template) = Host::prepared(fork, Network::User).await;
     assert_eq!(host.capabilities().clone_method, method);
-    assert_eq!(host.templates().await.expect("templates"), [template.clone()]);
+    assert_eq!(host.templates().await.expect("templates"), std::slice::from_ref(&template));
     let vm = host.clone("vm-1", &template).await;
     assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Saved);
     assert_eq!(host.resident_bytes(&vm).await.expect("resident"), 0);
@@ -591,7 +591,8 @@ async fn what_can_not_be_used_is_refused_by_name_and_leaves_nothing() {
     assert!(made.expect("qemu-img").success());
     let error = refused(&|spec| spec.disk_path.clone_from(&leads)).await;
     assert!(error.to_string().contains("/etc/passwd"), "{error}");
-    let settings: [(&str, &dyn Fn(&mut TemplateSpec)); 6] = [
+    type Change<'a> = &'a dyn Fn(&mut TemplateSpec);
+    let settings: [(&str, Change<'_>); 6] = [
         ("memory_mb", &|spec| spec.memory_mb = 1 << 40),
         ("cpu_count", &|spec| spec.cpu_count = 0),
         ("gpu_enabled", &|spec| spec.gpu = true),
