@@ -82,9 +82,6 @@ impl Stage {
             .env("HVKUBED_LISTEN", "127.0.0.1:0")
             // Whatever still runs when we stop it is not wanted back.
             .env("HVKUBED_SHUTDOWN__SAVE_VMS", "false")
-            // Longer than the default: on a machine that has just compiled for minutes, the desktop's programs may appear
-            // seconds apart, and a template frozen in between would lack them.
-            .env("HVKUBED_ORCHESTRATOR__SETTLE_QUIET", "6s")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("clone a file")?)
