@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -307,7 +308,7 @@ impl Inner {
     }
 }
 
-fn forget(path: &std::path::Path) {
+fn forget(path: &Path) {
     if let Err(error) = files::remove(path) {
         tracing::warn!(%error, "leaving garbage behind until the next start");
     }
