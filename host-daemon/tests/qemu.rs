@@ -550,6 +550,36 @@ async fn a_killed_daemon_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_saved_survives_a_crash_of_the_host() {
+    let (mut host, template) = Host::prepared(ForkChoice::Auto, Network::None).await;
+    let names = ["clean", "kept", "runs", "torn"];
+    for name in names {
+        host.clone(name, &template).await;
+    }
+    let vm = |name: &str| VmId::new(name).expect("id");
+    for name in ["kept", "runs"] {
+        host.resume(&vm(name)).await.expect("resume");
+        host.shell(&vm(name)).await.ok(COUNT).await;
+    }
+    host.save(&vm("kept")).await.expect("save");
+    let torn = host.files(&vm("torn")).await.expect("files").disk;
+    // The host dies: no process is left, it starts anew, and of a disk that was not synced there is only a name.
+    host.hypervisor = None;
+    host.processes().into_iter().for_each(kill);
+    std::fs::write(host.home.path().join("data/boot"), "\"an earlier start\"").expect("write");
+    std::fs::write(torn, b"").expect("write");
+    let found = host.restart(ForkChoice::Auto).await;
+    let observed: Vec<_> =
+        found.iter().map(|found| (found.definition.id.as_str(), found.observed.clone())).collect();
+    let expected = [Observed::Saved, Observed::Saved, Observed::Off, Observed::Saved];
+    assert_eq!(observed, names.into_iter().zip(expected).collect::<Vec<_>>());
+    for (name, count) in [("clean", "8"), ("kept", "9"), ("torn", "8")] {
+        host.resume(&vm(name)).await.expect("resume");
+        assert_eq!(host.shell(&vm(name)).await.ok(COUNT).await, count, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_used_is_refused_by_name_and_leaves_nothing() {
     let host = Host::new(ForkChoice::Auto).await;
     let template = TemplateId::new("tiny").expect("id");
