@@ -226,7 +226,23 @@ fn refused(
         return DisplayError::InputFailed { completed: outcome.completed, message };
     }
     let problem = match failure.reason {
-        InputFailureReason::UnknownKey => InputProblem::UnknownKey { name: failure.message.clone() },
+        InputFailureReason::UnknownKey => {
+            // The agent refuses a batch whole and names the key; whose it is, is known here.
+            let of = |(index, event): (usize, &InputEvent)| {
+                let (field, name) =
+                    event.keys().find(|(_, key)| failure.message.contains(&format!("{key:?}")))?;
+                Some((index, field, name.to_owned()))
+            };
+            let Some((index, field, name)) = events.iter().enumerate().find_map(of) else {
+                let problem = InputProblem::Illegal(failure.message.clone());
+                return DisplayError::Input(InputError { index, field: "event", problem });
+            };
+            return DisplayError::Input(InputError {
+                index,
+                field,
+                problem: InputProblem::UnknownKey { name },
+            });
+        }
         InputFailureReason::OutOfFrame => match events.get(index).and_then(InputEvent::place) {
             Some(point) => InputProblem::OutOfFrame { point, size },
             None => InputProblem::Illegal(failure.message.clone()),

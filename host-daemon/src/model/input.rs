@@ -160,6 +160,18 @@ impl InputEvent {
             _ => None,
         }
     }
+
+    /// The names of keys in it, each with its field.
+    pub fn keys(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let (field, keys) = match self {
+            Self::Key { key, .. } => ("key.key", std::slice::from_ref(key)),
+            Self::Chord { keys, .. } => ("chord.keys", keys.as_slice()),
+            Self::Click { modifiers, .. } => ("click.modifiers", modifiers.as_slice()),
+            Self::Drag { modifiers, .. } => ("drag.modifiers", modifiers.as_slice()),
+            _ => ("event", Default::default()),
+        };
+        keys.iter().map(move |key| (field, key.as_str()))
+    }
 }
 
 /// When a screen counts as settled.

@@ -310,15 +310,16 @@ async fn the_guests_refusal_names_the_event() {
     let refuse = |completed, reason: pb::InputFailureReason| {
         Ok(pb::InputResponse {
             completed,
-            failure: Some(pb::InputFailure { reason: reason.into(), message: "no key Foo".into() }),
+            failure: Some(pb::InputFailure { reason: reason.into(), message: "no key named \"Foo\"".into() }),
             ..Default::default()
         })
     };
     use pb::InputFailureReason::{Platform, UnknownKey};
     fake.state().input_answers.extend([refuse(0, UnknownKey), refuse(1, Platform)]);
-    let events = || vec![InputEvent::Key { key: "Foo".into(), action: Action::Tap }, InputEvent::ReleaseAll];
+    let events = || vec![InputEvent::ReleaseAll, InputEvent::Key { key: "Foo".into(), action: Action::Tap }];
     let error: Error = hub.send_input("a", events(), None, soon()).await.expect_err("refused").into();
     assert_eq!(error.reason, Reason::UnknownKey);
+    assert_eq!(error.violations[0].field, "events[1].key.key", "the event that names it");
     let failed = hub.send_input("b", events(), None, soon()).await;
     assert!(matches!(failed, Err(DisplayError::InputFailed { completed: 1, .. })), "{failed:?}");
 }

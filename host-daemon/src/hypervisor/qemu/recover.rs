@@ -9,16 +9,20 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::backend::{Inner, Live, Template, Vm, lock};
 use super::error::Context;
 use super::files::{self, Durability};
 use super::machine::marker;
 use super::process::{self, Process};
-use super::qmp::commands::{MigrateCancel, QueryBlock, QueryStatus, RunState};
+use super::qmp::commands::{MigrateCancel, QueryBlock, QueryMigrate, QueryStatus, RunState};
 use super::records::{DiskId, Phase, TemplateRecord, VmRecord};
-use crate::hypervisor::{Found, HvResult, Observed};
+use crate::hypervisor::{Found, HvError, HvResult, Observed};
 
+/// A cancelled migration ends in milliseconds; on a loaded host it may take its time.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Differs after each start of the host.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -136,9 +140,7 @@ impl Inner {
         paused: bool,
         next_head: Option<DiskId>,
     ) -> HvResult<()> {
-        if !matches!(status, RunState::Running | RunState::Paused | RunState::Postmigrate) {
-            live.qmp.run(&MigrateCancel {}).await?;
-        }
+        let status = Self::end_migration(live, status).await?;
         if let Some(next) = next_head {
             let drives = live.qmp.run(&QueryBlock {}).await?;
             let node = next.node();
@@ -162,6 +164,29 @@ impl Inner {
         })
         .await?;
         Ok(())
+    }
+
+    /// Ends the writing of a state that nobody waits for any more, and says what the VM does then. While it is written
+    /// the VM is merely paused; if it were let run before the end, QEMU would stop it again when all is written.
+    async fn end_migration(live: &Live, status: RunState) -> HvResult<RunState> {
+        let underway = async || {
+            let migration = live.qmp.run(&QueryMigrate {}).await?;
+            HvResult::Ok(migration.status.is_some_and(|status| !status.is_end()))
+        };
+        if !underway().await? {
+            return Ok(status);
+        }
+        live.qmp.run(&MigrateCancel {}).await?;
+        let ended = async {
+            while underway().await? {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            HvResult::Ok(())
+        };
+        tokio::time::timeout(CANCEL_DEADLINE, ended)
+            .await
+            .map_err(|_| HvError::Timeout("cancelling the save of a vm"))??;
+        Ok(live.qmp.run(&QueryStatus {}).await?.status)
     }
 
     async fn end(&self, vm: &Vm, process: Process) -> HvResult<()> {

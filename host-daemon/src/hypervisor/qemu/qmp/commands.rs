@@ -69,6 +69,8 @@ pub(crate) enum RunState {
 /// Answer to [`QueryMigrate`].
 #[derive(Debug, Deserialize)]
 pub(crate) struct Migration {
+    /// How far it is; absent when there never was one.
+    pub(crate) status: Option<MigrationStatus>,
     /// Why it failed.
     #[serde(rename = "error-desc")]
     pub(crate) error: Option<String>,
