@@ -110,7 +110,7 @@ async fn input(rig: &mut Rig) {
     refused(desktop.click(-1, 10).await, Code::InvalidArgument, "OUT_OF_FRAME", None);
     let batch = Input::new().click(10, 10).key("NoSuchKey");
     refused(desktop.input(batch).await, Code::InvalidArgument, "UNKNOWN_KEY", Some("events[1].key.key"));
-    refused(desktop.chord("ctrl+").await, Code::InvalidArgument, "UNKNOWN_KEY", None);
+    refused(desktop.chord("ctrl+").await, Code::InvalidArgument, "INVALID_FIELD", None);
     let nothing: [&str; 0] = [];
     refused(desktop.exec(nothing).await, Code::InvalidArgument, "INVALID_FIELD", Some("argv"));
     desktop.release(hvkube_sdk::ReleasePolicy::Reset).await.expect("released");
