@@ -138,8 +138,16 @@ impl Stage {
         command
     }
 
+    /// Shows the daemon's last words beside a failure of one of its clients.
+    pub(crate) fn explain<T>(&self, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
+        if outcome.is_err() && !interrupt::requested() {
+            eprintln!("the daemon's last words:\n{}", self.log_tail());
+        }
+        outcome
+    }
+
     /// The last lines of the daemon's log.
-    pub(crate) fn log_tail(&self) -> String {
+    fn log_tail(&self) -> String {
         let text = fs::read(self.folder.path().join("hvkubed.log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
