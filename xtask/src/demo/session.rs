@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::command::{self, Failed};
@@ -17,6 +17,9 @@ const POOL: &str = "demo";
 const TERMINAL: [&str; 2] = ["640", "300"];
 /// `hvkube` ends with this code when something is not there.
 const NOT_FOUND: i32 = 3;
+/// A pool that is not gone by then never will be.
+const GONE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A client of the stage's daemon.
 #[derive(Debug)]
@@ -104,23 +107,36 @@ impl<'a> Session<'a> {
     /// A file of the guest as text; none when there is no such file.
     pub(super) fn read(&self, grant: &Grant, file: &str, step: &Step) -> anyhow::Result<Option<String>> {
         let source = format!("{}:{file}", grant.lease);
-        match command::answer(&mut self.command(&["vm", "cp", &source, "-"]), step) {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-            Err(error) if error.downcast_ref::<Failed>().is_some_and(|f| f.code == Some(NOT_FOUND)) => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+        let bytes = found(command::answer(&mut self.command(&["vm", "cp", &source, "-"]), step))?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// Deletes what the demo made.
     pub(super) fn clear(&self, step: &Step) -> anyhow::Result<()> {
         command::run(&mut self.command(&["pool", "delete", POOL, "--force"]), step)?;
+        // Its VMs go in the background, and the template is in use until they are gone.
+        let deadline = Instant::now() + GONE;
+        while self.is_there(&["pool", "get", POOL], step)? {
+            ensure!(Instant::now() < deadline, "the pool does not go away");
+            std::thread::sleep(LOOK);
+        }
         command::run(&mut self.command(&["template", "delete", TEMPLATE]), step)
+    }
+
+    fn is_there(&self, arguments: &[&str], step: &Step) -> anyhow::Result<bool> {
+        found(command::run(&mut self.command(arguments), step)).map(|answer| answer.is_some())
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         self.stage.hvkube(arguments)
+    }
+}
+
+/// None when `hvkube` says that there is no such thing.
+fn found<T>(outcome: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+    match outcome {
+        Err(error) if error.downcast_ref::<Failed>().is_some_and(|f| f.code == Some(NOT_FOUND)) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 

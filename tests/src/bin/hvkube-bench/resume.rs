@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use hvkube_sdk::v1::{Pool, ReadinessCheckKind, ReadinessReceipt};
-use hvkube_sdk::{Client, Desktop, ReleasePolicy, state_dir};
+use hvkube_sdk::{Client, Code, Desktop, ReleasePolicy, state_dir};
 
 use super::Common;
 use super::cost;
@@ -20,7 +20,7 @@ const POOL_RUNS: u32 = 3;
 const IDLE: usize = 4;
 /// How long they have been idle then.
 const IDLE_FOR: Duration = Duration::from_secs(5);
-/// A pool that is not full by then never will be.
+/// A pool that is not full, or not gone, by then never will be.
 const FULL: Duration = Duration::from_secs(120);
 /// Between two looks at a pool: adds half of it to what is measured, on the average.
 const LOOK: Duration = Duration::from_millis(10);
@@ -48,7 +48,7 @@ pub(crate) async fn run(client: &Client, args: &Args) -> anyhow::Result<Samples>
 
     for round in 0..POOL_RUNS {
         if round > 0 {
-            client.delete_pool(POOL, true).await?;
+            delete_pool(client).await?;
         }
         let before = cost::disk_bytes(&state_dir())?;
         make_pool(client, &args.common.template, &mut samples).await?;
@@ -68,7 +68,7 @@ pub(crate) async fn run(client: &Client, args: &Args) -> anyhow::Result<Samples>
         }
         eprintln!("round {round} of {}", args.common.runs);
     }
-    client.delete_pool(POOL, true).await?;
+    delete_pool(client).await?;
     Ok(samples)
 }
 
@@ -80,6 +80,20 @@ async fn make_pool(client: &Client, template: &str, samples: &mut Samples) -> an
     wait_until_full(client).await?;
     samples.add("pool_of_8_s", began.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Deletes the pool and waits until its VMs are gone too.
+async fn delete_pool(client: &Client) -> anyhow::Result<()> {
+    client.delete_pool(POOL, true).await?;
+    let deadline = Instant::now() + FULL;
+    loop {
+        match client.get_pool(POOL).await {
+            Err(error) if error.code() == Code::NotFound => return Ok(()),
+            answer => answer?,
+        };
+        ensure!(Instant::now() < deadline, "the pool does not go away");
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn wait_until_full(client: &Client) -> anyhow::Result<()> {
