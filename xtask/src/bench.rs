@@ -155,7 +155,7 @@ fn resume(args: &Resume) -> anyhow::Result<()> {
     if let Some(peer) = peer {
         peer.close()?;
     }
-    command::run(&mut stage.hvkube(["template", "delete", TEMPLATE]), &step)?;
+    stage.delete_template(TEMPLATE, &step)?;
     stage.close()?;
     step.done();
     println!("{}", report.table(RESUME_PHASES));

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use crate::command::{self, Failed};
@@ -17,9 +17,6 @@ const POOL: &str = "demo";
 const TERMINAL: [&str; 2] = ["640", "300"];
 /// `hvkube` ends with this code when something is not there.
 const NOT_FOUND: i32 = 3;
-/// A pool that is not gone by then never will be.
-const GONE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(100);
 
 /// A client of the stage's daemon.
 #[derive(Debug)]
@@ -114,17 +111,7 @@ impl<'a> Session<'a> {
     /// Deletes what the demo made.
     pub(super) fn clear(&self, step: &Step) -> anyhow::Result<()> {
         command::run(&mut self.command(&["pool", "delete", POOL, "--force"]), step)?;
-        // Its VMs go in the background, and the template is in use until they are gone.
-        let deadline = Instant::now() + GONE;
-        while self.is_there(&["pool", "get", POOL], step)? {
-            ensure!(Instant::now() < deadline, "the pool does not go away");
-            std::thread::sleep(LOOK);
-        }
-        command::run(&mut self.command(&["template", "delete", TEMPLATE]), step)
-    }
-
-    fn is_there(&self, arguments: &[&str], step: &Step) -> anyhow::Result<bool> {
-        found(command::run(&mut self.command(arguments), step)).map(|answer| answer.is_some())
+        self.stage.delete_template(TEMPLATE, step)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
