@@ -1,7 +1,7 @@
 //! Measures the QEMU backend alone, on a golden image: what each move costs before anything is built on it.
 //!
 //! `cargo run --release --example qemu_bench -- IMAGE_DIR [ROUNDS]`, where the folder has `disk.qcow2`, `vmlinuz` and
-//! `initrd.img` of a guest that says something on the agent's port once its desktop stands.
+//! `initrd.img` of a guest with a desktop and an agent.
 
 use std::error::Error;
 use std::path::Path;
@@ -15,7 +15,10 @@ use hvkube_host::model::template::{Boot, Network, TemplateSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-const CMDLINE: &str = "root=/dev/vda quiet net.ifnames=0 systemd.show_status=false mitigations=off nowatchdog audit=0";
+const CMDLINE: &str =
+    "root=/dev/vda quiet net.ifnames=0 systemd.show_status=false mitigations=off nowatchdog audit=0";
+
+const DISPLAY: Size = Size { width: 1280, height: 800 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -25,8 +28,10 @@ async fn main() -> Outcome<()> {
     let image = arguments.next().ok_or("which image?")?;
     let rounds = arguments.next().map_or(Ok(20), |rounds| rounds.parse())?;
     let home = tempfile::tempdir()?;
-    let config =
-        QemuConfig { fork: fork_choice(), ..QemuConfig::new(home.path().join("data"), home.path().join("run")) };
+    let config = QemuConfig {
+        fork: fork_choice(),
+        ..QemuConfig::new(home.path().join("data"), home.path().join("run"))
+    };
     let host = QemuHypervisor::open(config).await?;
     host.recover().await?;
     println!("{:?}", host.facts());
@@ -53,17 +58,8 @@ async fn measure(
 ) -> Outcome<()> {
     let begun = Instant::now();
     host.start(&golden.id).await?;
-    let mut port = host.open_guest(&golden.id).await?;
-    let mut said = String::new();
-    while !said.contains("xterm") {
-        let mut chunk = [0; 4096];
-        let length = port.read(&mut chunk).await?;
-        said += &String::from_utf8_lossy(&chunk[..length]);
-    }
-    println!("boot to desktop {:.1} s", begun.elapsed().as_secs_f64());
-    // What still starts in the background goes into every clone's idle load.
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    drop(port);
+    settled(host, &golden.id).await?;
+    println!("boot to settled desktop {:.1} s", begun.elapsed().as_secs_f64());
     let begun = Instant::now();
     host.seal_template(template, &golden.id).await?;
     println!("seal {:.0} ms", millis(begun));
@@ -135,14 +131,28 @@ async fn measure(
     Ok(())
 }
 
+/// Waits until the screen shows more than a text console and has not changed for ten seconds.
+async fn settled(host: &QemuHypervisor, vm: &VmId) -> Outcome<()> {
+    let (mut last, mut since) = (host.screenshot(vm).await?, Instant::now());
+    while since.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let next = host.screenshot(vm).await?;
+        let desktop =
+            next.size == DISPLAY && next.pixels.chunks(4).filter(|pixel| pixel[0] > 8).count() > 100_000;
+        if next != last || !desktop {
+            (last, since) = (next, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+/// Connects and waits for the agent's first word.
 async fn ask(host: &QemuHypervisor, vm: &VmId) -> Outcome<()> {
     let mut port = host.open_guest(vm).await?;
     port.write_all(b"echo answer\n").await?;
-    let mut said = String::new();
-    while !said.contains("answer") {
-        let mut chunk = [0; 4096];
-        let length = port.read(&mut chunk).await?;
-        said += &String::from_utf8_lossy(&chunk[..length]);
+    let mut chunk = [0; 4096];
+    if port.read(&mut chunk).await? == 0 {
+        return Err("the port was closed".into());
     }
     Ok(())
 }
@@ -174,6 +184,6 @@ fn spec(image: &Path) -> TemplateSpec {
         cpu_count: 2,
         gpu: false,
         network: Network::User,
-        display: Size { width: 1280, height: 800 },
+        display: DISPLAY,
     }
 }

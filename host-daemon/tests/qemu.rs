@@ -181,7 +181,7 @@ fn checkpoint(name: &str) -> CheckpointId {
 async fn life(fork: ForkChoice, method: CloneMethod) {
     let (host, template) = Host::prepared(fork, Network::User).await;
     assert_eq!(host.capabilities().clone_method, method);
-    assert_eq!(host.templates().await.expect("templates"), [template.clone()]);
+    assert_eq!(host.templates().await.expect("templates"), std::slice::from_ref(&template));
     let vm = host.clone("vm-1", &template).await;
     assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Saved);
     assert_eq!(host.resident_bytes(&vm).await.expect("resident"), 0);
@@ -550,6 +550,36 @@ async fn a_killed_daemon_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_saved_survives_a_crash_of_the_host() {
+    let (mut host, template) = Host::prepared(ForkChoice::Auto, Network::None).await;
+    let names = ["clean", "kept", "runs", "torn"];
+    for name in names {
+        host.clone(name, &template).await;
+    }
+    let vm = |name: &str| VmId::new(name).expect("id");
+    for name in ["kept", "runs"] {
+        host.resume(&vm(name)).await.expect("resume");
+        host.shell(&vm(name)).await.ok(COUNT).await;
+    }
+    host.save(&vm("kept")).await.expect("save");
+    let torn = host.files(&vm("torn")).await.expect("files").disk;
+    // The host dies: no process is left, it starts anew, and of a disk that was not synced there is only a name.
+    host.hypervisor = None;
+    host.processes().into_iter().for_each(kill);
+    std::fs::write(host.home.path().join("data/boot"), "\"an earlier start\"").expect("write");
+    std::fs::write(torn, b"").expect("write");
+    let found = host.restart(ForkChoice::Auto).await;
+    let observed: Vec<_> =
+        found.iter().map(|found| (found.definition.id.as_str(), found.observed.clone())).collect();
+    let expected = [Observed::Saved, Observed::Saved, Observed::Off, Observed::Saved];
+    assert_eq!(observed, names.into_iter().zip(expected).collect::<Vec<_>>());
+    for (name, count) in [("clean", "8"), ("kept", "9"), ("torn", "8")] {
+        host.resume(&vm(name)).await.expect("resume");
+        assert_eq!(host.shell(&vm(name)).await.ok(COUNT).await, count, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_used_is_refused_by_name_and_leaves_nothing() {
     let host = Host::new(ForkChoice::Auto).await;
     let template = TemplateId::new("tiny").expect("id");
@@ -591,7 +621,8 @@ async fn what_can_not_be_used_is_refused_by_name_and_leaves_nothing() {
     assert!(made.expect("qemu-img").success());
     let error = refused(&|spec| spec.disk_path.clone_from(&leads)).await;
     assert!(error.to_string().contains("/etc/passwd"), "{error}");
-    let settings: [(&str, &dyn Fn(&mut TemplateSpec)); 6] = [
+    type Change<'a> = &'a dyn Fn(&mut TemplateSpec);
+    let settings: [(&str, Change<'_>); 6] = [
         ("memory_mb", &|spec| spec.memory_mb = 1 << 40),
         ("cpu_count", &|spec| spec.cpu_count = 0),
         ("gpu_enabled", &|spec| spec.gpu = true),

@@ -133,6 +133,8 @@ impl Daemon {
 
     /// Starts it again on what is there, after [`Daemon::kill`] or [`Daemon::stop`].
     pub async fn again(&mut self) {
+        // A daemon that was killed left it behind, and the next one takes a moment to remove it.
+        let _ = fs::remove_file(self.state_dir().join("endpoint"));
         self.child = spawn(self.dir.path(), &self.arguments);
         self.serves().await;
     }

@@ -63,7 +63,7 @@ impl Rig {
     /// # Panics
     /// When they don't become so.
     pub async fn pool(&self, id: &str, count: u32) {
-        let pool = Pool { template: TEMPLATE.into(), desired_count: count, ..Pool::default() };
+        let pool = Pool { template: format!("templates/{TEMPLATE}"), desired_count: count, ..Pool::default() };
         self.client().create_pool(id, pool).await.expect("a pool");
         self.ready(id, count).await;
     }

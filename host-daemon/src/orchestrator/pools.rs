@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -241,6 +242,8 @@ pub(super) fn control(shared: &Arc<Shared>, id: PoolId) {
         let mut pause = FIRST_PAUSE;
         let stop = shared.stopping.clone();
         loop {
+            // What changed before this look is seen by it; only what comes after cuts a pause short.
+            let _ = state.changed.notified().now_or_never();
             let next = tokio::select! {
                 () = stop.cancelled() => break,
                 next = look(&shared, &state) => next,

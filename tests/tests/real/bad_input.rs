@@ -80,8 +80,8 @@ async fn templates(rig: &mut Rig) {
 async fn pools(rig: &mut Rig) {
     let client = rig.client();
     let pool = |template: &str| Pool { template: template.into(), desired_count: 1, ..Pool::default() };
-    refused(client.create_pool("bad", pool("nothing")).await, Code::NotFound, "RESOURCE_NOT_FOUND", None);
-    refused(client.create_pool("desk", pool("linux")).await, Code::AlreadyExists, "RESOURCE_EXISTS", None);
+    refused(client.create_pool("bad", pool("templates/nothing")).await, Code::NotFound, "RESOURCE_NOT_FOUND", None);
+    refused(client.create_pool("desk", pool("templates/linux")).await, Code::AlreadyExists, "RESOURCE_EXISTS", None);
     refused(client.get_pool("nothing").await, Code::NotFound, "RESOURCE_NOT_FOUND", None);
     refused(client.acquire("nothing").await, Code::NotFound, "RESOURCE_NOT_FOUND", None);
     let vm = rig.vms(Some("desk")).await[0].name.clone();

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -191,13 +191,16 @@ impl Inner {
         Ok(record)
     }
 
-    /// Makes an empty overlay.
-    pub(crate) async fn blank_disk(&self, template: &TemplateId) -> HvResult<DiskId> {
+    /// Makes an empty overlay. One for a memory that others share need not survive a crash of the host: `recover` puts a
+    /// fresh one under every such VM after a reboot, which spares resume and reset the wait for the disk.
+    pub(crate) async fn blank_disk(&self, template: &TemplateId, durability: Durability) -> HvResult<DiskId> {
         let id = DiskId::new();
         let (blank, disk) = (self.paths.blank(template), self.paths.disk(id));
         blocking(move || {
             fs::copy(&blank, &disk).context("copy the empty disk to", &disk)?;
-            files::sync_file(&disk).and_then(|()| files::sync_parent(&disk)).context("sync", &disk)?;
+            if durability == Durability::Host {
+                files::sync_new(&disk)?;
+            }
             Ok(id)
         })
         .await
@@ -308,7 +311,7 @@ impl Inner {
     }
 }
 
-fn forget(path: &std::path::Path) {
+fn forget(path: &Path) {
     if let Err(error) = files::remove(path) {
         tracing::warn!(%error, "leaving garbage behind until the next start");
     }

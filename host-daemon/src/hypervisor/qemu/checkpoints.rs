@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use super::backend::{Inner, Live, Vm, blocking, lock};
-use super::error::Context;
 use super::files::{self, Durability};
 use super::machine::overlay;
 use super::qmp::commands::{BlockdevAdd, BlockdevSnapshot, StateForm};
@@ -19,7 +18,7 @@ impl Inner {
     /// Keeps a running VM's moment; it goes on as it was.
     async fn snapshot(&self, vm: &Vm, live: &Live) -> HvResult<Snapshot> {
         Self::check_chain(vm)?;
-        let head = self.blank_disk(vm.record().definition.origin.template()).await?;
+        let head = self.blank_disk(vm.record().definition.origin.template(), Durability::Daemon).await?;
         let memory = MemoryId::new();
         let paused = match self.begin_saving(vm, live, memory, Some(head)).await {
             Ok(paused) => paused,
@@ -49,7 +48,7 @@ impl Inner {
         let record = self.freeze(vm, head).await?;
         self.write_state(vm, live, memory, StateForm::Mapped).await?;
         let frozen = self.paths.disk(below);
-        blocking(move || files::sync_file(&frozen).context("sync", &frozen)).await?;
+        blocking(move || files::sync_new(&frozen)).await?;
         Ok(Snapshot { chain: record, memory })
     }
 
@@ -150,7 +149,7 @@ impl Inner {
         let record = vm.record();
         let Some(memory) = record.memory else { return Err(vm.illegal("fork")) };
         Self::check_chain(vm)?;
-        let head = self.blank_disk(record.definition.origin.template()).await?;
+        let head = self.blank_disk(record.definition.origin.template(), Durability::Host).await?;
         let record = self
             .update(vm, Durability::Host, |record| {
                 record.chain.push(record.head);

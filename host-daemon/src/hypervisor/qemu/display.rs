@@ -34,9 +34,10 @@ pub(crate) fn frame(ppm: &[u8]) -> HvResult<Frame> {
     if pixels.len() != size.frame_bytes() / 4 * 3 {
         return Err(bad("cut short"));
     }
-    let mut out = Vec::with_capacity(size.frame_bytes());
-    let (triples, _) = pixels.as_chunks::<3>();
-    out.extend(triples.iter().flat_map(|&[red, green, blue]| [blue, green, red, 0xff]));
+    let mut out = vec![0xff; size.frame_bytes()];
+    for (to, &[red, green, blue]) in out.as_chunks_mut::<4>().0.iter_mut().zip(pixels.as_chunks::<3>().0) {
+        *to = [blue, green, red, 0xff];
+    }
     Ok(Frame { size, pixels: Bytes::from(out) })
 }
 

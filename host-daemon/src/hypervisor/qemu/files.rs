@@ -67,6 +67,11 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
+/// Makes sure that a file is on the medium, name and content.
+pub(crate) fn sync_new(path: &Path) -> HvResult<()> {
+    sync_file(path).and_then(|()| sync_parent(path)).context("sync", path)
+}
+
 /// Removes a file or folder that may not be there.
 pub(crate) fn remove(path: &Path) -> HvResult<()> {
     let removed = match fs::symlink_metadata(path) {

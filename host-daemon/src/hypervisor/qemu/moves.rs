@@ -76,7 +76,7 @@ impl Inner {
             phase: Phase::Rest,
             run: 0,
             chain,
-            head: self.blank_disk(template).await?,
+            head: self.blank_disk(template, durability_of(memory)).await?,
             memory: memory.map(|id| MemoryUse { id, own: false }),
             ram: None,
             generation: definition.uid,
@@ -209,20 +209,19 @@ impl Inner {
                 record.generation = generation;
             }
         }
-        let running = self.update(vm, Durability::Host, |record| record.phase = Phase::Running);
-        let up = self.bring_up(vm, ram, memory.id, form);
-        let (recorded, resumed) = if memory.own {
-            // Of a memory of its own there is one: until the record says that the guest may run on from it, it has not.
-            match up.await {
-                Ok(live) => (running.await, Ok(live)),
-                Err(error) => (Ok(before.clone()), Err(error)),
-            }
+        // A memory that others share can always be begun from again, after a crash of the host too. Of its own there is
+        // one: until the record on the disk says that the guest may run on from it, it has not.
+        if !memory.own {
+            self.update(vm, Durability::Daemon, |record| record.phase = Phase::Running).await?;
+        }
+        let resumed = self.bring_up(vm, ram, memory.id, form).await;
+        let recorded = if memory.own && resumed.is_ok() {
+            self.update(vm, Durability::Host, |record| record.phase = Phase::Running).await.map(drop)
         } else {
-            // One that others share can always be begun from again, so the record goes to the disk meanwhile.
-            tokio::join!(running, up)
+            Ok(())
         };
         let run_on = match (recorded, resumed) {
-            (Ok(_), Ok(live)) => match live.qmp.run(&Cont {}).await {
+            (Ok(()), Ok(live)) => match live.qmp.run(&Cont {}).await {
                 Ok(_) => Ok(live),
                 Err(error) => Err((Some(live), error.into())),
             },
@@ -280,7 +279,7 @@ impl Inner {
             return Err(error);
         }
         let head = self.paths.disk(vm.record().head);
-        let synced = blocking(move || files::sync_file(&head).context("sync", &head)).await;
+        let synced = blocking(move || files::sync_new(&head)).await;
         if let Err(error) = synced {
             self.go_on(vm, &live, paused).await;
             return Err(error);
@@ -354,14 +353,16 @@ impl Inner {
             }
             self.detach(vm).await?;
         }
-        let before = vm.record().references();
+        let before = vm.record();
+        let head = self.paths.disk(before.head);
+        blocking(move || files::sync_new(&head)).await?;
         self.update(vm, Durability::Host, |record| {
             record.phase = Phase::Rest;
             record.memory = None;
             record.ram = None;
         })
         .await?;
-        self.collect(before);
+        self.collect(before.references());
         Ok(())
     }
 
@@ -382,7 +383,8 @@ impl Inner {
         // A record that rests ends its process, whoever finds it. So the VM is put back by one write, and the process may
         // take its time to go: it knows nothing of the new disk.
         let recorded = async {
-            let head = self.blank_disk(before.definition.origin.template()).await?;
+            let template = before.definition.origin.template();
+            let head = self.blank_disk(template, durability_of(memory)).await?;
             self.update(vm, Durability::Host, |record| {
                 record.phase = Phase::Rest;
                 record.chain = chain;
@@ -427,6 +429,11 @@ impl Inner {
             machine::MAX_CHAIN
         )))
     }
+}
+
+/// How an empty disk for this memory, one that others share or none, must be made.
+fn durability_of(memory: Option<MemoryId>) -> Durability {
+    if memory.is_some() { Durability::Daemon } else { Durability::Host }
 }
 
 /// Where a VM without a process is.

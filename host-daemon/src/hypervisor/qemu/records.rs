@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! data_dir/
-//!   lock, instance            one daemon at a time; our marker
+//!   lock, instance, boot      one daemon at a time; our marker; the host's start that it last ran in
 //!   templates/ID/             template.json, blank.qcow2, vars.fd
 //!   vms/ID/                   vm.json, vars.fd
 //!   disks/UUID.qcow2          one disk overlay: written by the VM whose head it is, or frozen

@@ -19,6 +19,9 @@ use super::qmp::commands::{MigrateCancel, QueryBlock, QueryStatus, RunState};
 use super::records::{DiskId, Phase, TemplateRecord, VmRecord};
 use crate::hypervisor::{Found, HvResult, Observed};
 
+/// Differs after each start of the host.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
 impl Inner {
     /// Reads the records, takes processes on, removes what nobody names.
     pub(crate) async fn recover(self: &Arc<Self>) -> HvResult<Vec<Found>> {
@@ -35,11 +38,14 @@ impl Inner {
             let id = record.definition.id.clone();
             lock(&self.vms).insert(id, Arc::new(Vm::new(record)));
         }
+        let boot = fs::read_to_string(BOOT).unwrap_or_default();
+        let seen = self.paths.data.join("boot");
+        let rebooted = files::read_json::<String>(&seen).map_or(true, |last| last != boot);
         let mut processes = self.processes().await?;
         let vms: Vec<_> = lock(&self.vms).values().cloned().collect();
         let mut all = Vec::new();
         for vm in vms {
-            let observed = match self.recover_vm(&vm, processes.remove(vm.id.as_str())).await {
+            let observed = match self.recover_vm(&vm, processes.remove(vm.id.as_str()), rebooted).await {
                 Ok(()) => self.observe(&vm).await,
                 Err(error) => Err(error),
             };
@@ -47,6 +53,7 @@ impl Inner {
             all.push(Found { definition: vm.record().definition, observed });
         }
         self.sweep()?;
+        files::write_json(&seen, &boot, Durability::Host)?;
         all.sort_by(|a, b| a.definition.id.cmp(&b.definition.id));
         Ok(all)
     }
@@ -79,9 +86,14 @@ impl Inner {
         Ok(all)
     }
 
-    async fn recover_vm(self: &Arc<Self>, vm: &Arc<Vm>, process: Option<Process>) -> HvResult<()> {
+    async fn recover_vm(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        process: Option<Process>,
+        rebooted: bool,
+    ) -> HvResult<()> {
         let record = vm.record();
-        let Some(process) = process else { return self.rest(vm, &record).await };
+        let Some(process) = process else { return self.rest(vm, &record, rebooted).await };
         if record.phase == Phase::Rest {
             // Saved or reset, and about to be ended.
             return self.end(vm, process).await;
@@ -91,7 +103,7 @@ impl Inner {
             Err(error) => {
                 tracing::warn!(vm = %vm.id, %error, "ending a vm process that does not answer");
                 self.end(vm, process).await?;
-                return self.rest(vm, &record).await;
+                return self.rest(vm, &record, rebooted).await;
             }
         };
         let status = qmp.run(&QueryStatus {}).await?.status;
@@ -158,15 +170,17 @@ impl Inner {
     }
 
     /// A VM whose process is gone. A memory that others share is still good with an empty disk on top; one of its own is
-    /// not, as nobody knows whether the guest ran on.
-    async fn rest(&self, vm: &Vm, record: &VmRecord) -> HvResult<()> {
+    /// not, if the guest may have run on from it.
+    async fn rest(&self, vm: &Vm, record: &VmRecord, rebooted: bool) -> HvResult<()> {
         files::remove(&self.paths.run_dir(record.definition.uid))?;
-        if record.phase == Phase::Rest {
+        let shared = record.memory.is_some_and(|memory| !memory.own);
+        // After a reboot neither the record's last word nor its empty disk are sure to have reached the medium.
+        if record.phase == Phase::Rest && !(shared && rebooted) {
             return Ok(());
         }
-        let keep = record.phase == Phase::Running && record.memory.is_some_and(|memory| !memory.own);
-        let head =
-            if keep { self.blank_disk(record.definition.origin.template()).await? } else { record.head };
+        let keep = shared && !matches!(record.phase, Phase::Saving { .. });
+        let template = record.definition.origin.template();
+        let head = if keep { self.blank_disk(template, Durability::Host).await? } else { record.head };
         self.update(vm, Durability::Host, |record| {
             record.phase = Phase::Rest;
             record.head = head;
@@ -188,7 +202,7 @@ impl Inner {
         }
         for (folder, record) in [("templates", "template.json"), ("vms", "vm.json")] {
             each(&self.paths.data.join(folder), |_, path| {
-                if path.join(record).is_file() { Ok(()) } else { files::remove(path) }
+                if is_written(&path.join(record)) { Ok(()) } else { files::remove(path) }
             })?;
         }
         let vms: Vec<_> = lock(&self.vms).values().cloned().collect();
@@ -208,13 +222,18 @@ fn each(folder: &Path, mut visit: impl FnMut(&str, &Path) -> HvResult<()>) -> Hv
     Ok(())
 }
 
+/// Whether a record is there. One that is empty was being made when the host crashed.
+fn is_written(record: &Path) -> bool {
+    fs::metadata(record).is_ok_and(|facts| facts.is_file() && facts.len() > 0)
+}
+
 /// Records in the folders of a folder; one that can't be read stops everything, since sweeping without it would remove
 /// what it names.
 fn records<T: serde::de::DeserializeOwned>(folder: &Path, name: &str) -> HvResult<Vec<T>> {
     let mut all = Vec::new();
     each(folder, |_, path| {
         let path = path.join(name);
-        if path.is_file() {
+        if is_written(&path) {
             all.push(files::read_json(&path)?);
         }
         Ok(())

@@ -158,7 +158,7 @@ impl Inner {
         changed.sealed = Some(sealed);
         let (path, written) = (self.paths.template_record(&changed.id), changed.clone());
         blocking(move || {
-            files::sync_file(&head).context("sync", &head)?;
+            files::sync_new(&head)?;
             files::write_json(&path, &written, Durability::Host)
         })
         .await?;

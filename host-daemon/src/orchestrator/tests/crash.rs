@@ -32,7 +32,7 @@ async fn cause(o: Orchestrator, call: &str) {
                 &Granted { lease: granted.lease, vm: o.vm(&vm).await.expect("vm") },
                 ReleasePolicy::Reset,
             )
-            .await
+            .await;
         }
         "stop" => drop(o.stop_vm(&caller, &vm, crate::hypervisor::Stop::Hard).await),
         "pause" => drop(o.pause_vm(&caller, &vm).await),

@@ -97,7 +97,7 @@ async fn a_caller_who_goes_away_at_any_moment_leaves_nothing_behind() {
     let mut granted = 0;
     // Dropped after its n-th step: every await of acquire is cut at some n.
     for steps in 0..120u32 {
-        let request = Acquire { request: Some(super::request("acquire")), ..wanted(LONG) };
+        let request = Acquire { request: Some(request("acquire")), ..wanted(LONG) };
         {
             let caller = admin();
             let mut acquire = pin!(bench.o.acquire(&caller, request));
@@ -145,7 +145,7 @@ async fn a_vm_that_fails_its_receipt_is_replaced_and_kept_out_of_use() {
 async fn a_pool_of_failures_says_so_and_gives_everything_back() {
     let bench = Bench::with_pool(3).await;
     bench.world.fail("resume", &[Fault::Refused; 3]);
-    let request = super::request("acquire");
+    let request = request("acquire");
     let asked = Acquire { request: Some(request.clone()), ..wanted(LONG) };
     let error = bench.o.acquire(&admin(), asked.clone()).await.expect_err("all fail");
     assert_eq!(error.reason, Reason::HypervisorFailed);
@@ -237,7 +237,7 @@ async fn a_kept_vm_is_saved_and_no_longer_the_pools_and_a_destroyed_one_is_gone(
 #[tokio::test]
 async fn a_repeated_request_gets_the_first_answer_and_another_one_is_refused() {
     let bench = Bench::with_pool(2).await;
-    let request = super::request("acquire desk");
+    let request = request("acquire desk");
     let asked = Acquire { request: Some(request.clone()), ..wanted(LONG) };
     let caller = admin();
     let (one, two) =

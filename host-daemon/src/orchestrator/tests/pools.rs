@@ -113,7 +113,7 @@ async fn a_template_is_made_once_and_a_failed_one_leaves_nothing() {
 #[tokio::test]
 async fn an_image_that_dies_while_it_boots_fails_at_once() {
     let bench = Bench::with_pool(0).await;
-    let gate = bench.world.gate("open_guest", super::sim::When::Before);
+    let gate = bench.world.gate("open_guest", sim::When::Before);
     let operation = bench.o.create_template(template("other")).await.expect("begun");
     gate.reached().await;
     let builder = id(&bench.world.names()[0]);

@@ -347,7 +347,12 @@ impl Hypervisor for Sim {
     }
 
     async fn save(&self, vm: &VmId) -> HvResult<()> {
-        self.0.act("save", vm, |inner| Ok(inner.machine(vm)?.is = Observed::Saved)).await
+        self.0
+            .act("save", vm, |inner| {
+                let _: () = inner.machine(vm)?.is = Observed::Saved;
+                Ok(())
+            })
+            .await
     }
 
     async fn pause(&self, vm: &VmId) -> HvResult<()> {
@@ -363,7 +368,12 @@ impl Hypervisor for Sim {
     }
 
     async fn stop(&self, vm: &VmId, _: Stop) -> HvResult<()> {
-        self.0.act("stop", vm, |inner| Ok(inner.machine(vm)?.is = Observed::Off)).await
+        self.0
+            .act("stop", vm, |inner| {
+                let _: () = inner.machine(vm)?.is = Observed::Off;
+                Ok(())
+            })
+            .await
     }
 
     async fn reset(&self, vm: &VmId) -> HvResult<Rest> {
