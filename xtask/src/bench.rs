@@ -122,7 +122,7 @@ fn resume(args: &Resume) -> anyhow::Result<()> {
     };
     let image = match &args.image {
         Some(folder) => std::path::absolute(folder).context("find the image")?,
-        None => image::build(&image::Args::default())?,
+        None => image::build(&image::Args::standard())?,
     };
     interrupt::check()?;
 
@@ -131,7 +131,7 @@ fn resume(args: &Resume) -> anyhow::Result<()> {
     step.done();
     let step = Step::start("making a template: boot, settle, freeze");
     let arguments = ["template", "create", "--name", TEMPLATE, "--image-dir"];
-    command::run(stage.hvkube(arguments).arg(&image), &step).with_context(|| stage.log_tail())?;
+    stage.explain(command::run(stage.hvkube(arguments).arg(&image), &step))?;
     step.done();
 
     // Declared after the stage, so that on the way out of an error it ends first: its files are in the stage's folder.
@@ -155,7 +155,7 @@ fn resume(args: &Resume) -> anyhow::Result<()> {
     if let Some(peer) = peer {
         peer.close()?;
     }
-    command::run(&mut stage.hvkube(["template", "delete", TEMPLATE]), &step)?;
+    stage.delete_template(TEMPLATE, &step)?;
     stage.close()?;
     step.done();
     println!("{}", report.table(RESUME_PHASES));
@@ -180,8 +180,7 @@ fn measure(
     if let Some(peer) = peer {
         driver.args(["--libvirt", peer.domain()]);
     }
-    command::run(&mut driver, &step)
-        .with_context(|| format!("measure; the daemon says\n{}", stage.log_tail()))?;
+    stage.explain(command::run(&mut driver, &step))?;
     step.done();
     let text = std::fs::read(&output).with_context(|| format!("read {}", output.display()))?;
     serde_json::from_slice(&text).context("read the samples")

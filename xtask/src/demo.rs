@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some(folder) => std::path::absolute(folder).context("find the image")?,
         None => {
             let started = Instant::now();
-            let folder = image::build(&image::Args::default())?;
+            let folder = image::build(&image::Args::standard())?;
             table.row("golden image", started.elapsed());
             folder
         }
@@ -75,13 +75,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     table.row("hvkubed started", step.done());
     let session = Session::new(&stage);
     if let Err(error) = perform(args, &session, &image, &mut table) {
-        if !interrupt::requested() {
-            eprintln!("the daemon's last words:\n{}", stage.log_tail());
-        }
+        let outcome = stage.explain(Err(error));
         let step = Step::start("stopping everything");
         drop(stage);
         step.done();
-        return Err(error);
+        return outcome;
     }
 
     let step = Step::start("stopping everything");

@@ -51,6 +51,13 @@ pub(crate) struct Args {
     pub(crate) cache_dir: Option<PathBuf>,
 }
 
+impl Args {
+    /// What `cargo xtask image` without flags would build, for other commands that need an image.
+    pub(crate) fn standard() -> Self {
+        Self { cache_dir: std::env::var_os("HVKUBE_IMAGE_CACHE").map(PathBuf::from), ..Self::default() }
+    }
+}
+
 /// Runs the command: builds the image or finds it, and prints its folder.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = build(args)?;

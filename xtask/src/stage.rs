@@ -26,6 +26,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::cargo::Programs;
+use crate::command::{self, Failed};
 use crate::interrupt;
 use crate::progress::Step;
 
@@ -35,6 +36,10 @@ const SOCKET_ROOM: usize = 107 - "/run/".len() - 24;
 const START: Duration = Duration::from_secs(60);
 /// How long the daemon may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(30);
+/// VMs of a deleted pool that are not gone by then never will be.
+const GONE: Duration = Duration::from_secs(30);
+/// `hvkube` ends with this code when the state of things does not allow what it was asked.
+const NOT_NOW: i32 = 6;
 const POLL: Duration = Duration::from_millis(20);
 /// Lines of the daemon's log that a failure shows.
 const LOG_TAIL: usize = 15;
@@ -138,8 +143,32 @@ impl Stage {
         command
     }
 
+    /// Deletes a template. The VMs of deleted pools go in the background, and it is in use until they are gone.
+    pub(crate) fn delete_template(&self, template: &str, step: &Step) -> anyhow::Result<()> {
+        let deadline = Instant::now() + GONE;
+        loop {
+            match command::run(&mut self.hvkube(["template", "delete", template]), step) {
+                Err(error)
+                    if error.downcast_ref::<Failed>().is_some_and(|f| f.code == Some(NOT_NOW))
+                        && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(5 * POLL);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Shows the daemon's last words beside a failure of one of its clients.
+    pub(crate) fn explain<T>(&self, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
+        if outcome.is_err() && !interrupt::requested() {
+            eprintln!("the daemon's last words:\n{}", self.log_tail());
+        }
+        outcome
+    }
+
     /// The last lines of the daemon's log.
-    pub(crate) fn log_tail(&self) -> String {
+    fn log_tail(&self) -> String {
         let text = fs::read(self.folder.path().join("hvkubed.log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();

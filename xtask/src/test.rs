@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.quick {
         tests(args, &tools, None, &mut sum)?;
     } else {
-        let folder = image::build(&image::Args::default())?;
+        let folder = image::build(&image::Args::standard())?;
         tests(args, &tools, Some(&folder), &mut sum)?;
     }
     eprintln!("{} in all", seconds(began.elapsed()));

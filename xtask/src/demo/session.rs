@@ -104,23 +104,26 @@ impl<'a> Session<'a> {
     /// A file of the guest as text; none when there is no such file.
     pub(super) fn read(&self, grant: &Grant, file: &str, step: &Step) -> anyhow::Result<Option<String>> {
         let source = format!("{}:{file}", grant.lease);
-        match command::answer(&mut self.command(&["vm", "cp", &source, "-"]), step) {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-            Err(error) if error.downcast_ref::<Failed>().is_some_and(|f| f.code == Some(NOT_FOUND)) => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+        let bytes = found(command::answer(&mut self.command(&["vm", "cp", &source, "-"]), step))?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// Deletes what the demo made.
     pub(super) fn clear(&self, step: &Step) -> anyhow::Result<()> {
         command::run(&mut self.command(&["pool", "delete", POOL, "--force"]), step)?;
-        command::run(&mut self.command(&["template", "delete", TEMPLATE]), step)
+        self.stage.delete_template(TEMPLATE, step)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         self.stage.hvkube(arguments)
+    }
+}
+
+/// None when `hvkube` says that there is no such thing.
+fn found<T>(outcome: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+    match outcome {
+        Err(error) if error.downcast_ref::<Failed>().is_some_and(|f| f.code == Some(NOT_FOUND)) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 

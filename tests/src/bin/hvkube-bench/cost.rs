@@ -1,6 +1,7 @@
 //! What VMs occupy on the host.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -10,9 +11,13 @@ use anyhow::Context as _;
 /// to do with one VM.
 pub(crate) fn disk_bytes(folder: &Path) -> anyhow::Result<u64> {
     let mut sum = 0;
-    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+    // Files and folders may go while we look; they take nothing then.
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.with_context(|| format!("list {}", folder.display()))?,
+    };
+    for entry in entries {
         let entry = entry?;
-        // Files may go while we look; they take nothing then.
         let Ok(about) = entry.path().symlink_metadata() else { continue };
         if about.is_dir() {
             sum += disk_bytes(&entry.path())?;

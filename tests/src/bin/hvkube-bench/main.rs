@@ -9,6 +9,7 @@ mod resume;
 mod samples;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -40,8 +41,18 @@ struct Common {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let Bench::Resume(args) = Cli::parse().bench;
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let Bench::Resume(args) = cli.bench;
     let client = Client::connect().await.context("connect to the daemon")?;
     let samples = resume::run(&client, &args).await?;
     let text = serde_json::to_string_pretty(&samples.to_json())?;

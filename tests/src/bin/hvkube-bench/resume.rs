@@ -11,7 +11,6 @@ use super::cost;
 use super::peer::Domain;
 use super::samples::Samples;
 
-const POOL: &str = "bench";
 /// VMs in the pool whose making is timed.
 const POOL_SIZE: u32 = 8;
 /// How many times it is made.
@@ -46,44 +45,49 @@ pub(crate) async fn run(client: &Client, args: &Args) -> anyhow::Result<Samples>
     samples
         .fact("guest", format!("{} MiB, {} CPUs, {}", template.memory_mb, template.cpu_count, template.os));
 
+    let mut pool = String::new();
     for round in 0..POOL_RUNS {
         if round > 0 {
-            client.delete_pool(POOL, true).await?;
+            client.delete_pool(&pool, true).await?;
         }
-        make_pool(client, &args.common.template, &mut samples).await?;
+        // A name of its own: the old one is taken until the last file of that pool is gone.
+        pool = format!("bench-{round}");
+        let before = cost::disk_bytes(&state_dir())?;
+        make_pool(client, &pool, &args.common.template, &mut samples).await?;
+        if round == 0 {
+            // Later ones begin while the files of the one before may still be on their way out.
+            let grown = cost::disk_bytes(&state_dir())?.saturating_sub(before);
+            samples.add("saved_clean_disk_kb", kilobytes(grown) / f64::from(POOL_SIZE));
+        }
     }
-    idle_memory(client, template.memory_mb << 20, &mut samples).await?;
+    idle_memory(client, &pool, template.memory_mb << 20, &mut samples).await?;
     let domain = args.libvirt.as_deref().map(Domain);
     for round in 1..=args.common.runs {
-        cycle(client, &mut samples).await.with_context(|| format!("round {round}"))?;
+        cycle(client, &pool, &mut samples).await.with_context(|| format!("round {round}"))?;
         if let Some(domain) = &domain {
             samples.add_ms("libvirt_start_ms", domain.start().await?);
             samples.add_ms("libvirt_save_ms", domain.save().await?);
         }
         eprintln!("round {round} of {}", args.common.runs);
     }
-    client.delete_pool(POOL, true).await?;
+    client.delete_pool(&pool, true).await?;
     Ok(samples)
 }
 
-async fn make_pool(client: &Client, template: &str, samples: &mut Samples) -> anyhow::Result<()> {
-    let state = state_dir();
-    let before = cost::disk_bytes(&state)?;
+async fn make_pool(client: &Client, id: &str, template: &str, samples: &mut Samples) -> anyhow::Result<()> {
     let began = Instant::now();
     let pool =
         Pool { template: format!("templates/{template}"), desired_count: POOL_SIZE, ..Pool::default() };
-    client.create_pool(POOL, pool).await?;
-    wait_until_full(client).await?;
+    client.create_pool(id, pool).await?;
+    wait_until_full(client, id).await?;
     samples.add("pool_of_8_s", began.elapsed().as_secs_f64());
-    let grown = cost::disk_bytes(&state)?.saturating_sub(before);
-    samples.add("saved_clean_disk_kb", kilobytes(grown) / f64::from(POOL_SIZE));
     Ok(())
 }
 
-async fn wait_until_full(client: &Client) -> anyhow::Result<()> {
+async fn wait_until_full(client: &Client, pool: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + FULL;
     loop {
-        let status = client.get_pool(POOL).await?.status.unwrap_or_default();
+        let status = client.get_pool(pool).await?.status.unwrap_or_default();
         if status.warm == POOL_SIZE {
             return Ok(());
         }
@@ -92,10 +96,10 @@ async fn wait_until_full(client: &Client) -> anyhow::Result<()> {
     }
 }
 
-async fn idle_memory(client: &Client, nominal: u64, samples: &mut Samples) -> anyhow::Result<()> {
+async fn idle_memory(client: &Client, pool: &str, nominal: u64, samples: &mut Samples) -> anyhow::Result<()> {
     let mut desktops = Vec::with_capacity(IDLE);
     for _ in 0..IDLE {
-        desktops.push(client.acquire(POOL).await?);
+        desktops.push(client.acquire(pool).await?);
     }
     tokio::time::sleep(IDLE_FOR).await;
     for desktop in &desktops {
@@ -108,13 +112,13 @@ async fn idle_memory(client: &Client, nominal: u64, samples: &mut Samples) -> an
     for desktop in desktops {
         desktop.release(ReleasePolicy::Reset).await?;
     }
-    wait_until_full(client).await
+    wait_until_full(client, pool).await
 }
 
 /// One life of a desktop: acquired clean, used, saved, resumed, reset, given back.
-async fn cycle(client: &Client, samples: &mut Samples) -> anyhow::Result<()> {
+async fn cycle(client: &Client, pool: &str, samples: &mut Samples) -> anyhow::Result<()> {
     let began = Instant::now();
-    let desktop = client.acquire(POOL).await.context("acquire")?;
+    let desktop = client.acquire(pool).await.context("acquire")?;
     samples.add_ms("acquire_call_ms", began.elapsed());
     let receipt = desktop.lease().receipt.clone().context("the lease has no receipt")?;
     read_receipt(&receipt, samples)?;
@@ -125,7 +129,7 @@ async fn cycle(client: &Client, samples: &mut Samples) -> anyhow::Result<()> {
     samples.add_ms("resume_used_ms", timed(client.resume_vm(&vm)).await.context("resume")?);
     samples.add_ms("reset_ms", timed(client.reset_vm(&vm)).await.context("reset")?);
     samples.add_ms("release_call_ms", timed(desktop.release(ReleasePolicy::Reset)).await.context("release")?);
-    wait_until_full(client).await
+    wait_until_full(client, pool).await
 }
 
 async fn make_used(desktop: &Desktop) -> anyhow::Result<()> {
