@@ -167,7 +167,8 @@ async fn save(rig: &mut Rig) {
     // A process that goes on counting wherever it is.
     let count = "nohup sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done' >/dev/null 2>&1 & echo $!";
     let counter = sh(&desktop, count).await;
-    let counted = async || sh(&desktop, "cat /tmp/count 2>/dev/null || echo 0").await.parse::<u64>().unwrap_or(0);
+    let counted =
+        async || sh(&desktop, "cat /tmp/count 2>/dev/null || echo 0").await.parse::<u64>().unwrap_or(0);
     until("a count", async || (counted().await > 3).then_some(())).await;
 
     let saved = client.save_vm(&vm).await.expect("saved");

@@ -1,7 +1,7 @@
 //! What QEMU is asked to build, as a command line.
 //!
 //! The same description must give the same machine for ever, or states saved on it no longer load: the machine type is
-//! versioned, nothing is left to defaults, and devices are named in a fixed order. [`Machine::signature`] says in words
+//! versioned, nothing is left to defaults, and devices are named in a fixed order. [`signature`] says in words
 //! what a saved state depends on; change [`LAYOUT`] with any change of the devices here.
 
 use std::ffi::OsString;

@@ -1,6 +1,6 @@
 //! QEMU on Linux.
 //!
-//! A VM is a record, a disk overlay, sometimes a saved memory, and while it runs a process; see [`records`] for where
+//! A VM is a record, a disk overlay, sometimes a saved memory, and while it runs a process; see `records` for where
 //! they are. A template's clean state is a frozen overlay and a memory that all its VMs share: a VM that is clean and
 //! saved is a small record and an empty overlay. Resuming it starts a process that maps the template's memory file
 //! copy-on-write and reads in a few megabytes of device state; where QEMU can't do that, the whole memory is read in.
