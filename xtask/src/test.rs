@@ -89,7 +89,8 @@ fn gates(tools: &Tools, sum: &mut Summary) -> anyhow::Result<()> {
     gate("clippy", &mut clippy, sum)?;
 
     let mut doc = cargo();
-    doc.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+    doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "-D warnings");
     gate("rustdoc", &mut doc, sum)
 }
 
