@@ -14,6 +14,7 @@ use anyhow::Context as _;
 
 use crate::command;
 use crate::progress::Step;
+pub(crate) use apt::Archives;
 use apt::{Installed, Plan, Release};
 pub(crate) use table::Job;
 use table::Need;

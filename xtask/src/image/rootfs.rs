@@ -12,6 +12,7 @@ use super::short_hash;
 use super::spec::{Spec, field};
 use crate::command;
 use crate::progress::Step;
+use crate::system::Archives;
 
 /// Raise it when this file changes what comes out.
 const RECIPE: u64 = 1;
@@ -62,7 +63,8 @@ fn open(folder: &Path) -> anyhow::Result<Rootfs> {
 
 fn build(spec: &Spec, work: &Path, step: &Step) -> anyhow::Result<()> {
     let archive = work.join("rootfs.tar");
-    command::run(&mut mmdebstrap(spec, &archive), step).context(
+    let sources = sources(&spec.image.sources, &Archives::detect()?);
+    command::run(&mut mmdebstrap(spec, &archive, &sources), step).context(
         "install the packages. Without root this needs user namespaces (package uidmap and a line for you in /etc/subuid \
          and /etc/subgid) or the packages fakechroot and fakeroot; or run it with sudo",
     )?;
@@ -76,7 +78,19 @@ fn build(spec: &Spec, work: &Path, step: &Step) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn mmdebstrap(spec: &Spec, archive: &Path) -> Command {
+/// Sources of this machine's own archives; one that it has none of is left out.
+fn sources(wanted: &[String], archives: &Archives) -> Vec<String> {
+    let fill = |line: &String| match &archives.security {
+        None if line.contains("{security}") => None,
+        security => {
+            let line = line.replace("{main}", &archives.main);
+            Some(line.replace("{security}", security.as_deref().unwrap_or_default()))
+        }
+    };
+    wanted.iter().filter_map(fill).collect()
+}
+
+fn mmdebstrap(spec: &Spec, archive: &Path, sources: &[String]) -> Command {
     let file = |name: &str| spec.folder.join(name).display().to_string();
     let mut command = if private_mounts() {
         let mut command = Command::new("unshare");
@@ -105,7 +119,7 @@ fn mmdebstrap(spec: &Spec, archive: &Path) -> Command {
         .arg(format!("--include={}", spec.packages.join(",")))
         .arg(&spec.image.suite)
         .arg(archive)
-        .args(&spec.image.sources);
+        .args(sources);
     command
 }
 

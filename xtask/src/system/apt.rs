@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Context as _;
 
 use super::table::Need;
+use crate::command;
 
 /// Debian 12 has QEMU 7.2; its backports have 10.
 const BACKPORTS_OF: &str = "bookworm";
 const BACKPORTS: &str = "bookworm-backports";
-const BACKPORTS_SOURCE: &str = "deb http://deb.debian.org/debian bookworm-backports main";
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/hvkube-backports.list";
 
 /// Installed packages and their versions.
@@ -47,6 +48,41 @@ fn major(version: &str) -> Option<u32> {
 pub(super) struct Release {
     pub(super) codename: String,
     pub(super) has_backports: bool,
+    /// Where this machine gets Debian's packages from; what else is needed comes from there too.
+    pub(super) archive: String,
+}
+
+/// Archives that this machine's apt knows.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Archives {
+    /// The release itself.
+    pub(crate) main: String,
+    /// Its security updates, where there is an archive of them.
+    pub(crate) security: Option<String>,
+}
+
+impl Archives {
+    /// Asks apt, so that a mirror of the user's own is used where there is one. Works before the first update too.
+    pub(crate) fn detect() -> anyhow::Result<Self> {
+        let os = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
+        let targets = command::output(
+            Command::new("apt-get")
+                .args(["indextargets", "--format", "$(REPO_URI) $(RELEASE)"])
+                .arg("Created-By: Packages"),
+        )?;
+        Self::parse(&targets, &codename(&os).unwrap_or_default())
+            .context("apt knows no Debian archive; is there a source in /etc/apt?")
+    }
+
+    /// From lines `URI release`; sources may name the release by its codename or as `stable`.
+    fn parse(targets: &str, codename: &str) -> Option<Self> {
+        let find = |wanted: &dyn Fn(&str) -> bool| {
+            let mut lines = targets.lines().filter_map(|line| line.split_once(' '));
+            lines.find(|(_, release)| wanted(release)).map(|(uri, _)| uri.trim_end_matches('/').to_owned())
+        };
+        let named = |release: &str| [codename, "stable", "oldstable"].contains(&release);
+        Some(Self { main: find(&named)?, security: find(&|release| release.ends_with("-security")) })
+    }
 }
 
 impl Release {
@@ -63,6 +99,7 @@ impl Release {
         Ok(Self {
             codename: codename(&os).unwrap_or_default(),
             has_backports: has_suite(&sources, BACKPORTS),
+            archive: Archives::detect()?.main,
         })
     }
 }
@@ -94,7 +131,8 @@ fn has_suite(sources: &str, suite: &str) -> bool {
 /// What to install, and from where.
 #[derive(Debug)]
 pub(super) struct Plan {
-    add_backports: bool,
+    /// Archive to add the backports of.
+    add_backports: Option<String>,
     plain: Vec<&'static str>,
     backports: Vec<&'static str>,
 }
@@ -106,15 +144,16 @@ impl Plan {
             missing.iter().filter(|need| from_backports(need) == wanted).map(|need| need.package).collect()
         };
         let (plain, backports): (Vec<_>, Vec<_>) = (names(false), names(true));
-        Self { add_backports: !backports.is_empty() && !release.has_backports, plain, backports }
+        let wanted = !backports.is_empty() && !release.has_backports;
+        Self { add_backports: wanted.then(|| release.archive.clone()), plain, backports }
     }
 
     /// Shell commands, in order.
     pub(super) fn commands(&self, sudo: bool) -> Vec<String> {
         let sudo = if sudo { "sudo " } else { "" };
         let mut commands = Vec::new();
-        if self.add_backports {
-            commands.push(format!("echo '{BACKPORTS_SOURCE}' | {sudo}tee {BACKPORTS_FILE}"));
+        if let Some(archive) = &self.add_backports {
+            commands.push(format!("echo 'deb {archive} {BACKPORTS} main' | {sudo}tee {BACKPORTS_FILE}"));
         }
         commands.push(format!("{sudo}apt-get update"));
         let install = format!("{sudo}apt-get install --yes --no-install-recommends");
@@ -134,7 +173,11 @@ mod tests {
     use super::*;
 
     fn release(codename: &str, has_backports: bool) -> Release {
-        Release { codename: codename.to_owned(), has_backports }
+        Release {
+            codename: codename.to_owned(),
+            has_backports,
+            archive: "http://mirror.example/debian".to_owned(),
+        }
     }
 
     fn missing_of(job: Job, dpkg: &str) -> Vec<&'static Need> {
@@ -159,7 +202,7 @@ mod tests {
         assert_eq!(
             fresh,
             [
-                "echo 'deb http://deb.debian.org/debian bookworm-backports main' | sudo tee \
+                "echo 'deb http://mirror.example/debian bookworm-backports main' | sudo tee \
                  /etc/apt/sources.list.d/hvkube-backports.list",
                 "sudo apt-get update",
                 "sudo apt-get install --yes --no-install-recommends python3-venv",
@@ -168,6 +211,16 @@ mod tests {
             ]
         );
         assert_eq!(Plan::new(&missing, &release("bookworm", true)).commands(true), fresh[1..]);
+    }
+
+    #[test]
+    fn archives_are_those_of_this_machine() {
+        let targets = "http://tools.example/ nodistro\nhttp://mirror.example/debian-security/ bookworm-security\n\
+                       http://mirror.example/debian/ bookworm-updates\nhttp://mirror.example/debian/ bookworm\n";
+        let archives = Archives::parse(targets, "bookworm").expect("two");
+        assert_eq!(archives.main, "http://mirror.example/debian");
+        assert_eq!(archives.security.as_deref(), Some("http://mirror.example/debian-security"));
+        assert_eq!(Archives::parse("http://tools.example/ nodistro\n", "bookworm"), None);
     }
 
     #[test]

@@ -72,6 +72,12 @@ impl Actor {
                     row.availability = Availability::Idle;
                     row.lease = None;
                     row.pending = pending;
+                    if ended == EndedAs::VmLost {
+                        // In one step: nobody shall see it running and free.
+                        row.state = VmState::Error;
+                        reason.clone_into(&mut row.state_reason);
+                        row.state_since = Timestamp::now();
+                    }
                 })
             });
             match self.shared.store.end_lease(next.as_ref(), &lease).await {
