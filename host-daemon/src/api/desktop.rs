@@ -237,7 +237,8 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         });
         // To tonic a client that breaks off has merely finished. At the next step hyper drops this call for it, and with it
         // the guest's; so the end counts only if there is a next step.
-        let data = data.chain(stream::once(tokio::task::yield_now()).filter_map(|()| std::future::ready(None)));
+        let data =
+            data.chain(stream::once(tokio::task::yield_now()).filter_map(|()| std::future::ready(None)));
         let request = Request::from_parts(metadata, extensions, ());
         Ok(Response::new(self.write(&request, &header, data.boxed()).await?))
     }

@@ -74,7 +74,8 @@ async fn usage(rig: &mut Rig) {
     ok(rig, &["vm", "type", &lease, "echo $((6*7)) > /tmp/typed\n"]);
     let typed = until("the typed command's file", async || {
         let output = run(rig, &["vm", "exec", &lease, "--", "cat", "/tmp/typed"]);
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        let there = output.status.success() && !output.stdout.is_empty();
+        there.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     })
     .await;
     assert_eq!(typed, "42\n");

@@ -1,12 +1,21 @@
 //! Moves between states: intent to the store, then the hypervisor, then the result to the store.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Actor, illegal};
+use crate::guest::Session;
 use crate::hypervisor::{Observed, Origin, Rest, Run, Stop, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::record::{Availability, Pending};
 use crate::model::vm::VmState;
+
+/// How often a guest that boots is asked for its desktop, and how long it has for the answer.
+const PROBE_EVERY: Duration = Duration::from_millis(200);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Actor {
     /// Makes the VM's disk and definition; a new VM's first move.
@@ -55,7 +64,7 @@ impl Actor {
         let mut sessions = self.link.session();
         let (limit, cause) = (self.shared.settings.boot_timeout, cause.to_owned());
         self.shared.tasks.spawn(async move {
-            let agent = tokio::time::timeout(limit, sessions.wait_for(Option::is_some)).await.is_ok();
+            let agent = tokio::time::timeout(limit, desktop_up(&mut sessions)).await.is_ok();
             let cause = if agent { cause } else { format!("{cause}, no agent answered") };
             let booted = handle.call(move |vm| Box::pin(async move { vm.booted(run, &cause).await })).await;
             if let Err(error) = booted {
@@ -332,4 +341,21 @@ impl Actor {
 /// Tells runs apart; no run is none of them.
 fn run_number(run: Option<Run>) -> u64 {
     run.map_or(0, |run| run.number)
+}
+
+/// Waits until an agent answers and its desktop with it: the privileged half is there long before the screen.
+async fn desktop_up(sessions: &mut watch::Receiver<Option<Session>>) {
+    loop {
+        let session = match sessions.wait_for(Option::is_some).await {
+            Ok(session) => session.clone(),
+            // The VM is gone; whoever waits finds that out.
+            Err(_) => return,
+        };
+        if let Some(session) = session
+            && session.probe(Instant::now() + PROBE_TIMEOUT).await.is_ok()
+        {
+            return;
+        }
+        tokio::time::sleep(PROBE_EVERY).await;
+    }
 }
