@@ -30,6 +30,9 @@ pub struct Config {
     pub secret_file: Option<PathBuf>,
     /// Stamp of the golden image, told to the host as it is.
     pub image_stamp: PathBuf,
+    /// Pid file of a DHCP client that renews its lease on `SIGUSR1`, as busybox's does. Unset: systemd-networkd is
+    /// restarted when the network address has changed.
+    pub dhcp_pid_file: Option<PathBuf>,
 }
 
 /// Choice of transport.
@@ -59,6 +62,7 @@ impl Default for Config {
             tcp_address: None,
             secret_file: None,
             image_stamp: "/etc/hvkube/image.json".into(),
+            dhcp_pid_file: None,
         }
     }
 }

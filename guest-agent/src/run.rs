@@ -55,7 +55,7 @@ pub fn supervisor(config: Config) -> anyhow::Result<()> {
         };
         let workers = Arc::new(Workers::start(config.clone()));
         let ready = Arc::clone(&workers);
-        let supervisor = Supervisor::new(true, &config.image_stamp, move || ready.ready());
+        let supervisor = Supervisor::new(true, &config, move || ready.ready());
         let root = LocalProcesses::new(root_home(), true);
         let begin = |_epoch| {
             let desktop = DesktopRoute::new(workers.clone());
@@ -134,7 +134,7 @@ pub fn standalone(connect: &str, secret_file: &Path, display: &str) -> anyhow::R
         home.env.push(("DISPLAY".into(), display.into()));
         let processes = LocalProcesses::new(home, false);
         let gone = desktop.gone.clone();
-        let supervisor = Supervisor::new(false, &Config::default().image_stamp, || true);
+        let supervisor = Supervisor::new(false, &Config::default(), || true);
         let begin = |_epoch| {
             let routes = desktop_routes(&desktop, &processes)
                 .add_service(SupervisorServiceServer::new(supervisor.clone()));

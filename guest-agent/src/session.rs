@@ -197,10 +197,11 @@ where
         let opened = Instant::now();
         match greet(&mut stream, transport.secret()).await {
             Ok(epoch) => {
-                tracing::info!(epoch, "session begins");
+                // The host logs sessions. A line here would wake the journal in the middle of every resume.
+                tracing::debug!(epoch, "session begins");
                 match serve(stream, begin(epoch).await).await {
-                    Ok(()) => tracing::info!(epoch, "session ended"),
-                    Err(error) => tracing::info!(epoch, %error, "session broke"),
+                    Ok(()) => tracing::debug!(epoch, "session ended"),
+                    Err(error) => tracing::debug!(epoch, %error, "session broke"),
                 }
             }
             Err(HandshakeError::Io(error)) => {

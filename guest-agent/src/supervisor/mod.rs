@@ -15,6 +15,7 @@ mod route;
 #[cfg(target_os = "linux")]
 pub mod worker;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::IntervalStream;
 use tonic::{Request, Response, Status};
 
+use crate::config::Config;
 use crate::platform::machine;
 use crate::process::{Reply, duration};
 
@@ -34,6 +36,9 @@ pub use route::{Desktop, Routed, Routes};
 const DEFAULT_BEAT: Duration = Duration::from_secs(5);
 const SHORTEST_BEAT: Duration = Duration::from_millis(100);
 const LONGEST_BEAT: Duration = Duration::from_secs(60);
+const FIRST_BEAT: Duration = Duration::from_secs(1);
+/// From a change of the network's address to the renewal of its lease.
+const RENEW_AFTER: Duration = Duration::from_secs(1);
 const MAX_HOSTNAME: usize = 63;
 const ENTROPY: usize = 32;
 
@@ -45,7 +50,10 @@ pub struct Supervisor {
 
 struct Shared {
     privileged: bool,
+    dhcp_pid_file: Option<PathBuf>,
     image_stamp: String,
+    os: String,
+    boot_id: String,
     desktop_ready: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
@@ -54,12 +62,16 @@ impl Supervisor {
     #[must_use]
     pub fn new(
         privileged: bool,
-        image_stamp: &std::path::Path,
+        config: &Config,
         desktop_ready: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Self {
         let shared = Shared {
             privileged,
-            image_stamp: facts::image_stamp(image_stamp),
+            dhcp_pid_file: config.dhcp_pid_file.clone(),
+            image_stamp: facts::image_stamp(&config.image_stamp),
+            // None of these changes while the machine is up.
+            os: facts::os_name(),
+            boot_id: facts::boot_id(),
             desktop_ready: Box::new(desktop_ready),
         };
         Self { shared: Arc::new(shared) }
@@ -89,7 +101,11 @@ impl Supervisor {
                 step("hostname", machine::set_hostname(&identity.hostname));
                 step("machine_id", machine::set_machine_id(&identity.machine_id));
                 if !identity.mac_address.is_empty() {
-                    step("mac_address", machine::set_mac_address(&identity.mac_address));
+                    let set = machine::set_mac_address(&identity.mac_address);
+                    if matches!(set, Ok(true)) {
+                        self.renew_network_soon();
+                    }
+                    step("mac_address", set.map(|_| ()));
                 }
             } else {
                 step("identity", Err(std::io::Error::other("no privilege to change the machine's identity")));
@@ -103,6 +119,17 @@ impl Supervisor {
             }
         }
         (skew, warnings)
+    }
+
+    /// Not at once: a DHCP client and its scripts would keep a processor from the desktop that somebody waits for.
+    fn renew_network_soon(&self) {
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            tokio::time::sleep(RENEW_AFTER).await;
+            if let Err(error) = machine::renew_network(shared.dhcp_pid_file.as_deref()) {
+                tracing::warn!(%error, "the network's lease is not renewed");
+            }
+        });
     }
 }
 
@@ -160,10 +187,10 @@ impl SupervisorService for Supervisor {
         let (clock_skew_micros, warnings) = self.apply(&request);
         Ok(Response::new(pb::AttachResponse {
             agent_version: env!("CARGO_PKG_VERSION").into(),
-            os: facts::os_name(),
+            os: self.shared.os.clone(),
             image_stamp_json: self.shared.image_stamp.clone(),
             clock_skew_micros,
-            boot_id: facts::boot_id(),
+            boot_id: self.shared.boot_id.clone(),
             warnings,
             ip_addresses: machine::ip_addresses(),
             desktop_ready: (self.shared.desktop_ready)(),
@@ -179,7 +206,9 @@ impl SupervisorService for Supervisor {
         if every < SHORTEST_BEAT {
             return Err(Status::invalid_argument("interval: must be at least 100 ms"));
         }
-        let mut ticks = tokio::time::interval(every);
+        // Right after a session's beginning there is better to do.
+        let first = tokio::time::Instant::now() + every.min(FIRST_BEAT);
+        let mut ticks = tokio::time::interval_at(first, every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let shared = Arc::clone(&self.shared);
         let mut sequence = 0;
@@ -255,7 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_privilege_a_wrong_clock_is_a_warning_and_nothing_is_changed() {
-        let supervisor = Supervisor::new(false, std::path::Path::new("/nonexistent"), || true);
+        let supervisor = Supervisor::new(false, &Config::default(), || true);
         let request = pb::AttachRequest {
             host_time: Some(prost_types::Timestamp { seconds: 86_400, nanos: 0 }),
             ..Default::default()

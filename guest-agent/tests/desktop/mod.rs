@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use hvkube_guest::config::Config;
 use hvkube_guest::display::{Desktop, DisplaySession};
 use hvkube_guest::platform::X11;
 use hvkube_guest::process::{Home, LocalProcesses};
@@ -166,7 +167,7 @@ impl Display {
             .add_service(ProcessServiceServer::new(LocalProcesses::new(home, false)))
             .add_service(SupervisorServiceServer::new(Supervisor::new(
                 false,
-                Path::new("/nonexistent"),
+                &Config::default(),
                 || true,
             )));
         Routed::new(routes, None)

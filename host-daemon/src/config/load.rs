@@ -7,6 +7,7 @@ use config::{FileFormat, Source as _, Value, ValueKind};
 
 use super::show::{KEYS, LISTS};
 use super::{Config, Dirs};
+use crate::model::input::SettleOptions;
 
 const PREFIX: &str = "HVKUBED_";
 
@@ -218,6 +219,12 @@ fn check(config: &Config, origins: &BTreeMap<String, String>) -> Result<(), Conf
             return refuse(key, "must be more than 0");
         }
     }
+    if config.orchestrator.settle_quiet > SettleOptions::MAX_QUIET {
+        return refuse("orchestrator.settle_quiet", "must be at most 10s");
+    }
+    if config.orchestrator.settle_timeout > SettleOptions::MAX_TIMEOUT {
+        return refuse("orchestrator.settle_timeout", "must be at most 2m");
+    }
     Ok(())
 }
 
@@ -367,8 +374,8 @@ mod tests {
 
     #[test]
     fn durations_are_written_by_people() {
-        let file = file("[orchestrator]\nsettle_quiet = '1m 300ms'\n");
+        let file = file("[orchestrator]\nsettle_quiet = '9s 300ms'\n");
         let config = load(&sources(Some(file.path()))).expect("legal").config;
-        assert_eq!(config.settings().settle_quiet, Duration::from_millis(60_300));
+        assert_eq!(config.settings().settle_quiet, Duration::from_millis(9_300));
     }
 }

@@ -12,6 +12,7 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Shared;
@@ -48,12 +49,16 @@ pub(super) struct PoolState {
     wake: Notify,
     /// The pool itself was changed: look now, also while a pause after a failure goes on.
     changed: Notify,
+    /// The pool is deleted, or the daemon stops.
+    over: CancellationToken,
     lot: Mutex<Lot>,
 }
 
 #[derive(Default)]
 struct Lot {
     ready: BTreeSet<VmId>,
+    /// VMs whose tickets are under way, few at a time.
+    invited: Vec<VmId>,
     waiting: VecDeque<oneshot::Sender<Ticket>>,
     reason: String,
     closed: bool,
@@ -67,6 +72,11 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
+    fn new(pool: &Arc<PoolState>, lot: &mut Lot, vm: VmId) -> Self {
+        lot.invited.push(vm.clone());
+        Self { vm, pool: Arc::clone(pool), used: false }
+    }
+
     /// The VM was leased, or turned out not to be ready.
     pub(super) fn used(mut self) {
         self.used = true;
@@ -75,7 +85,16 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.used {
+        {
+            let mut lot = self.pool.lot();
+            if let Some(at) = lot.invited.iter().position(|vm| *vm == self.vm) {
+                lot.invited.swap_remove(at);
+            }
+        }
+        if self.used {
+            // It may have become ready again before its ticket went.
+            self.pool.wake.notify_one();
+        } else {
             PoolState::offer(&self.pool, self.vm.clone());
         }
     }
@@ -86,23 +105,25 @@ impl PoolState {
         self.lot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A VM is ready: to the first who still waits, else among the ready ones.
+    /// A VM is ready: to the first who still waits, else among the ready ones. One whose ticket is under way is not
+    /// offered again: whoever is invited in vain loses their turn to the one behind.
     fn offer(this: &Arc<Self>, vm: VmId) {
-        let mut ticket = Ticket { vm, pool: Arc::clone(this), used: true };
         loop {
             let mut lot = this.lot();
+            if lot.invited.contains(&vm) {
+                return;
+            }
             let Some(next) = lot.waiting.pop_front() else {
-                lot.ready.insert(ticket.vm.clone());
+                lot.ready.insert(vm);
                 return;
             };
+            let ticket = Ticket::new(this, &mut lot, vm.clone());
             drop(lot);
-            ticket.used = false;
             match next.send(ticket) {
                 Ok(()) => return,
                 // That one has gone.
-                Err(back) => ticket = back,
+                Err(back) => back.used(),
             }
-            ticket.used = true;
         }
     }
 
@@ -168,7 +189,7 @@ impl Pools {
                 return None;
             }
             if let Some(vm) = lot.ready.pop_first() {
-                return Some(Ticket { vm, pool: Arc::clone(&pool), used: false });
+                return Some(Ticket::new(&pool, &mut lot, vm));
             }
             let (next, answer) = oneshot::channel();
             // Those who gave up would stay until a VM comes, which may be never.
@@ -218,6 +239,27 @@ impl Pools {
         if all.get(&state.id).is_some_and(|present| Arc::ptr_eq(present, state)) {
             all.remove(&state.id);
         }
+        drop(all);
+        state.over.cancel();
+    }
+
+    /// Cancelled when the pool is gone, its VMs before it, or the daemon stops.
+    pub(super) fn over(&self, id: &PoolId) -> Option<CancellationToken> {
+        self.get(id).map(|pool| pool.over.clone())
+    }
+
+    /// No VM of the pool is leased from now on; those who wait go on waiting.
+    pub(super) fn close(&self, id: &PoolId) {
+        if let Some(pool) = self.get(id) {
+            pool.lot().closed = true;
+        }
+    }
+
+    /// Lets VMs of the pool be leased again.
+    pub(super) fn reopen(&self, id: &PoolId) {
+        if let Some(pool) = self.get(id) {
+            pool.lot().closed = false;
+        }
     }
 }
 
@@ -227,6 +269,7 @@ pub(super) fn control(shared: &Arc<Shared>, id: PoolId) {
         id: id.clone(),
         wake: Notify::new(),
         changed: Notify::new(),
+        over: CancellationToken::new(),
         lot: Mutex::default(),
     });
     shared.pools.all().insert(id.clone(), Arc::clone(&state));
@@ -309,8 +352,7 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
     result.map(|()| Next::Wait)
 }
 
-/// Offers what is ready and nobody was told of, for instance because deleting it failed. One that is on its way to a
-/// caller is offered twice then, which the VM's actor sorts out.
+/// Offers what is ready and nobody was told of, for instance because deleting it failed.
 fn offer_again(shared: &Shared, state: &Arc<PoolState>) {
     let mut ready = Vec::new();
     shared.registry.each_of(&state.id, |row| {
@@ -319,10 +361,7 @@ fn offer_again(shared: &Shared, state: &Arc<PoolState>) {
         }
     });
     for vm in ready {
-        let known = state.lot().ready.contains(&vm);
-        if !known {
-            PoolState::offer(state, vm);
-        }
+        PoolState::offer(state, vm);
     }
 }
 

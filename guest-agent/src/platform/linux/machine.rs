@@ -2,11 +2,12 @@
 //! is all on the path from a resume to a usable desktop. Every step first looks whether there is anything to do.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use prost_types::Timestamp;
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::ioctl;
@@ -38,12 +39,20 @@ pub fn step_clock(host: &Timestamp, skew_micros: i64) -> io::Result<()> {
     }
     let time = Timespec { tv_sec: host.seconds, tv_nsec: i64::from(host.nanos) };
     clock_settime(ClockId::Realtime, time)?;
-    tracing::info!(skew_micros, "clock set to the host's");
+    tracing::debug!(skew_micros, "clock set to the host's");
     Ok(())
 }
 
+/// Overwrites in place: to cut a file to nothing first makes file systems free and allocate its blocks at once, which is
+/// many times the work.
 fn write_if_different(path: &Path, text: &str) -> io::Result<()> {
-    if fs::read(path).is_ok_and(|old| old == text.as_bytes()) { Ok(()) } else { fs::write(path, text) }
+    let old = fs::read(path).unwrap_or_default();
+    if old == text.as_bytes() {
+        return Ok(());
+    }
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(text.as_bytes())?;
+    if text.len() < old.len() { file.set_len(text.len() as u64) } else { Ok(()) }
 }
 
 /// Names the machine, now and for the next boot.
@@ -103,26 +112,34 @@ fn first_interface() -> Option<(String, PathBuf)> {
     Some((path.file_name()?.to_str()?.to_owned(), path))
 }
 
-/// Gives the first network interface its address and has the network renew its lease, in the background.
+/// Gives the first network interface its address; tells whether it is a new one, for which the network's lease is to be
+/// renewed.
 ///
 /// # Errors
 /// When there is no interface or its driver refuses.
-pub fn set_mac_address(mac: &[u8]) -> io::Result<()> {
+pub fn set_mac_address(mac: &[u8]) -> io::Result<bool> {
     let mac: [u8; 6] = mac.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
     let (name, path) =
         first_interface().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no network interface"))?;
     if fs::read_to_string(path.join("address")).is_ok_and(|old| old.trim() == format_mac(mac)) {
-        return Ok(());
+        return Ok(false);
     }
     ioctl::set_mac_address(&name, mac)?;
-    tracing::info!(interface = name, mac = format_mac(mac), "network address set");
-    // The units of the golden image and of systemd; one that isn't there is no error to try-restart.
-    spawn(Command::new("systemctl").args([
-        "--no-block",
-        "try-restart",
-        "hvkube-network.service",
-        "systemd-networkd.service",
-    ]))
+    tracing::debug!(interface = name, mac = format_mac(mac), "network address set");
+    Ok(true)
+}
+
+/// Has the DHCP client renew its lease: a signal to the one with this pid file, or a restart of systemd's.
+///
+/// # Errors
+/// When it is not there.
+pub fn renew_network(dhcp_pid_file: Option<&Path>) -> io::Result<()> {
+    let Some(file) = dhcp_pid_file else {
+        return spawn(Command::new("systemctl").args(["--no-block", "try-restart", "systemd-networkd.service"]));
+    };
+    let pid = fs::read_to_string(file)?.trim().parse().ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no pid in the DHCP client's file"))?;
+    Ok(kill_process(pid, Signal::USR1)?)
 }
 
 fn format_mac(mac: [u8; 6]) -> String {

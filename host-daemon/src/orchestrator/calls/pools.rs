@@ -1,6 +1,8 @@
 //! Pools.
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{answered, check_etag, made_id, taken};
@@ -8,6 +10,7 @@ use crate::model::error::{Error, Reason, Result};
 use crate::model::ids::PoolId;
 use crate::model::query::Page;
 use crate::model::record::{Pool, TemplateState};
+use crate::orchestrator::actor::Actor;
 use crate::orchestrator::request::{CreatePool, UpdatePool};
 use crate::orchestrator::view::PoolView;
 use crate::orchestrator::{Orchestrator, pools};
@@ -103,48 +106,84 @@ impl Orchestrator {
         Ok(self.view(pool))
     }
 
-    /// Deletes a pool with its VMs; answers when they are on their way.
+    /// Deletes a pool with its VMs, and answers when they are gone. It goes on when the caller does not wait.
     ///
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::PoolHasLeases`] without `force`.
     pub async fn delete_pool(&self, id: &PoolId, force: bool, etag: Option<u64>) -> Result<()> {
         let this = self.clone();
         let id = id.clone();
-        self.to_the_end(async move { this.delete_pool_now(&id, force, etag).await }).await
+        let over = self.to_the_end(async move { this.delete_pool_now(&id, force, etag).await }).await?;
+        if let Some(over) = over {
+            over.cancelled().await;
+        }
+        // If the daemon stops, its next start goes on with it.
+        self.open().map(|_| ())
     }
 
-    async fn delete_pool_now(&self, id: &PoolId, force: bool, etag: Option<u64>) -> Result<()> {
+    async fn delete_pool_now(
+        &self,
+        id: &PoolId,
+        force: bool,
+        etag: Option<u64>,
+    ) -> Result<Option<CancellationToken>> {
         let shared = self.open()?;
         let mut pool = self.pool_row(id).await?;
         check_etag("pool", id.as_str(), etag, pool.version)?;
-        let mut held = Vec::new();
-        shared.registry.each_of(id, |row| held.extend(row.lease.clone()));
-        if !held.is_empty() && !force {
-            return Err(Error::new(
-                Reason::PoolHasLeases,
-                format!("{} vms of pool {id} are leased", held.len()),
-            )
-            .with("pool", id)
-            .with("leases", held.len()));
+        if !force {
+            self.refuse_leases(id)?;
         }
         pool.deleting = true;
         pool.updated = Timestamp::now();
         pool.version += 1;
-        shared.store.update_pool(&pool).await.map_err(taken("pool", id))?;
+        let marked = async {
+            if !force {
+                shared.pools.close(id);
+                // A grant that was under way has been made when its actor comes to this, and none is made after it.
+                self.of_each(id, |_| Box::pin(async { Ok(()) })).await?;
+                self.refuse_leases(id)?;
+            }
+            shared.store.update_pool(&pool).await.map_err(taken("pool", id))
+        };
+        if let Err(error) = marked.await {
+            shared.pools.reopen(id);
+            return Err(error);
+        }
         shared.pools.close_queue(id);
         if force {
-            // A grant that was under way has been made when its actor comes to this, and none is made after it.
-            for handle in shared.registry.all() {
-                if handle.look(|row| row.pool.as_ref() == Some(id)) {
-                    match handle.call(|vm| Box::pin(vm.revoke("its pool was deleted"))).await {
-                        Err(error) if error.reason != Reason::NotFound => return Err(error),
-                        _ => {}
-                    }
+            self.of_each(id, |vm| Box::pin(vm.revoke("its pool was deleted"))).await?;
+        }
+        let over = shared.pools.over(id);
+        shared.pools.wake(id);
+        Ok(over)
+    }
+
+    /// Has the actor of each VM of a pool do something.
+    async fn of_each(
+        &self,
+        id: &PoolId,
+        what: impl for<'a> Fn(&'a mut Actor) -> BoxFuture<'a, Result<()>> + Copy + Send + 'static,
+    ) -> Result<()> {
+        for handle in self.0.registry.all() {
+            if handle.look(|row| row.pool.as_ref() == Some(id)) {
+                match handle.call(what).await {
+                    // It is gone, which is as good.
+                    Err(error) if error.reason != Reason::NotFound => return Err(error),
+                    _ => {}
                 }
             }
         }
-        shared.pools.wake(id);
         Ok(())
+    }
+
+    fn refuse_leases(&self, id: &PoolId) -> Result<()> {
+        let mut held = 0;
+        self.0.registry.each_of(id, |row| held += usize::from(row.lease.is_some()));
+        if held == 0 {
+            return Ok(());
+        }
+        let why = format!("{held} vms of pool {id} are leased");
+        Err(Error::new(Reason::PoolHasLeases, why).with("pool", id).with("leases", held))
     }
 
     pub(super) async fn pool_row(&self, id: &PoolId) -> Result<Pool> {

@@ -286,9 +286,16 @@ async fn a_lease_that_ends_while_it_is_made_ready_takes_nothing_from_the_next() 
 }
 
 async fn lease_when_ended(bench: &Bench, granted: &Granted) -> crate::model::record::Lease {
-    until("the end of a lease", async || {
+    let ended = until("the end of a lease", async || {
         let lease = bench.o.lease(&granted.lease.id).await.expect("lease");
         lease.ended.is_some().then_some(lease)
     })
-    .await
+    .await;
+    // The store has it before the actor shows it.
+    until("the vm without it", async || {
+        let vm = bench.o.vm(&granted.vm.vm.id).await.ok();
+        vm.is_none_or(|vm| vm.vm.lease.as_ref() != Some(&granted.lease.id)).then_some(())
+    })
+    .await;
+    ended
 }
