@@ -29,6 +29,8 @@ const TRANSPORT_PATIENCE: Duration = Duration::from_secs(10);
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // A thread that waits costs nothing; to start one at a session's beginning does.
+        .thread_keep_alive(Duration::from_secs(24 * 3600))
         .build()
         .context("cannot start a runtime")?;
     runtime.block_on(work)

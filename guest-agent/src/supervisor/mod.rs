@@ -37,8 +37,8 @@ const DEFAULT_BEAT: Duration = Duration::from_secs(5);
 const SHORTEST_BEAT: Duration = Duration::from_millis(100);
 const LONGEST_BEAT: Duration = Duration::from_secs(60);
 const FIRST_BEAT: Duration = Duration::from_secs(1);
-/// From a change of the network's address to the renewal of its lease.
-const RENEW_AFTER: Duration = Duration::from_secs(1);
+/// From a new identity to the work that follows from it.
+const FOLLOW_UP_AFTER: Duration = Duration::from_secs(1);
 const MAX_HOSTNAME: usize = 63;
 const ENTROPY: usize = 32;
 
@@ -100,13 +100,13 @@ impl Supervisor {
             if self.shared.privileged {
                 step("hostname", machine::set_hostname(&identity.hostname));
                 step("machine_id", machine::set_machine_id(&identity.machine_id));
+                let mut moved = false;
                 if !identity.mac_address.is_empty() {
                     let set = machine::set_mac_address(&identity.mac_address);
-                    if matches!(set, Ok(true)) {
-                        self.renew_network_soon();
-                    }
+                    moved = matches!(set, Ok(true));
                     step("mac_address", set.map(|_| ()));
                 }
+                self.follow_up(identity.hostname.clone(), moved);
             } else {
                 step("identity", Err(std::io::Error::other("no privilege to change the machine's identity")));
             }
@@ -121,12 +121,16 @@ impl Supervisor {
         (skew, warnings)
     }
 
-    /// Not at once: a DHCP client and its scripts would keep a processor from the desktop that somebody waits for.
-    fn renew_network_soon(&self) {
+    /// What a new identity brings with it that nobody waits for. Not at once: a DHCP client and its scripts would keep a
+    /// processor from the desktop that somebody does wait for.
+    fn follow_up(&self, hostname: String, moved: bool) {
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            tokio::time::sleep(RENEW_AFTER).await;
-            if let Err(error) = machine::renew_network(shared.dhcp_pid_file.as_deref()) {
+            tokio::time::sleep(FOLLOW_UP_AFTER).await;
+            if let Err(error) = machine::record_hostname(&hostname) {
+                tracing::warn!(%error, "the hostname is not recorded for the next boot");
+            }
+            if moved && let Err(error) = machine::renew_network(shared.dhcp_pid_file.as_deref()) {
                 tracing::warn!(%error, "the network's lease is not renewed");
             }
         });
@@ -184,7 +188,11 @@ impl SupervisorService for Supervisor {
     ) -> Result<Response<pb::AttachResponse>, Status> {
         let request = request.into_inner();
         check(&request)?;
-        let (clock_skew_micros, warnings) = self.apply(&request);
+        // In a thread of its own: calls for the desktop that came with this one are handed on meanwhile.
+        let this = self.clone();
+        let applied = tokio::task::spawn_blocking(move || (this.apply(&request), machine::ip_addresses()));
+        let ((clock_skew_micros, warnings), ip_addresses) =
+            applied.await.map_err(|error| Status::internal(format!("attach failed: {error}")))?;
         Ok(Response::new(pb::AttachResponse {
             agent_version: env!("CARGO_PKG_VERSION").into(),
             os: self.shared.os.clone(),
@@ -192,7 +200,7 @@ impl SupervisorService for Supervisor {
             clock_skew_micros,
             boot_id: self.shared.boot_id.clone(),
             warnings,
-            ip_addresses: machine::ip_addresses(),
+            ip_addresses,
             desktop_ready: (self.shared.desktop_ready)(),
         }))
     }
@@ -235,6 +243,14 @@ impl SupervisorService for Supervisor {
         machine::step_clock(&time, clock_skew_micros)
             .map_err(|e| Status::internal(format!("cannot set the clock: {e}")))?;
         Ok(Response::new(pb::SetClockResponse { clock_skew_micros }))
+    }
+
+    async fn flush(&self, _: Request<pb::FlushRequest>) -> Result<Response<pb::FlushResponse>, Status> {
+        machine::warm_up();
+        // It takes as long as the disk does.
+        let flushed = tokio::task::spawn_blocking(machine::flush_disks).await;
+        flushed.map_err(|error| Status::internal(format!("cannot flush: {error}")))?;
+        Ok(Response::new(pb::FlushResponse {}))
     }
 
     async fn shutdown(

@@ -238,6 +238,7 @@ impl Config {
             boot_timeout: from.boot_timeout,
             agent_timeout: from.agent_timeout,
             settle_quiet: from.settle_quiet,
+            part_time: Settings::default().part_time,
             settle_timeout: from.settle_timeout,
             provision_parallel: from.provision_parallel,
             keep_broken: from.keep_broken,

@@ -12,7 +12,7 @@ use super::encode::{Encoders, Picture, Pictures};
 use super::error::DisplayError;
 use super::options::{ImageFormat, ScreenshotOptions};
 use super::plane::{Plane, Shot};
-use crate::guest::{GuestError, Session};
+use crate::guest::{Captured, GuestError, Session};
 use crate::hypervisor::Hypervisor;
 use crate::model::ids::VmId;
 use crate::model::input_rules::Held;
@@ -157,6 +157,26 @@ impl Hub {
         self.0.link.send_replace(Link::Agent(session));
     }
 
+    /// Takes the first frame of a session that is being fetched already.
+    ///
+    /// # Errors
+    /// As fetching it; [`GuestError::Lost`] when the session is not the present one any more.
+    pub async fn seed(
+        &self,
+        session: &Session,
+        frame: impl Future<Output = Result<Captured, GuestError>>,
+    ) -> Result<Size, GuestError> {
+        let view = self.view(true);
+        let mut last = view.fresh.lock().await;
+        let began = Instant::now();
+        let captured = frame.await?;
+        if view.plane.borrow().since(session.epoch()) == 0 {
+            self.apply(session, true, &captured, 0)?;
+            *last = Some(began);
+        }
+        Ok(captured.size)
+    }
+
     /// Lets the session go. Calls under way end with the session; subscribers wait for the next one.
     pub fn detach(&self) {
         self.0.link.send_if_modified(|link| {
@@ -287,20 +307,7 @@ impl Hub {
         let mut since = view.plane.borrow().since(session.epoch());
         loop {
             let result = session.capture(since, wait, cursor, deadline).await;
-            let mut applied = Ok(false);
-            let result = result.and_then(|captured| {
-                let epoch = session.epoch();
-                view.plane.send_if_modified(|plane| {
-                    // The frame of a session that was replaced meanwhile must not come back.
-                    if matches!(&*self.0.link.borrow(), Link::Agent(now) if now.epoch() == epoch) {
-                        applied = plane.apply(&captured, since, epoch);
-                    } else {
-                        applied = Err(GuestError::Lost("a newer session took its place".to_owned()));
-                    }
-                    matches!(applied, Ok(true))
-                });
-                applied
-            });
+            let result = result.and_then(|captured| self.apply(session, cursor, &captured, since));
             match result {
                 // Once from scratch: an agent that forgot our sequence is no reason to fail.
                 Err(GuestError::Protocol(why)) if since != 0 => {
@@ -310,6 +317,28 @@ impl Hub {
                 other => return other,
             }
         }
+    }
+
+    /// Brings the canonical frame up to date; gives whether anything changed.
+    fn apply(
+        &self,
+        session: &Session,
+        cursor: bool,
+        captured: &Captured,
+        since: u64,
+    ) -> Result<bool, GuestError> {
+        let epoch = session.epoch();
+        let mut applied = Ok(false);
+        self.view(cursor).plane.send_if_modified(|plane| {
+            // The frame of a session that was replaced meanwhile must not come back.
+            if matches!(&*self.0.link.borrow(), Link::Agent(now) if now.epoch() == epoch) {
+                applied = plane.apply(captured, since, epoch);
+            } else {
+                applied = Err(GuestError::Lost("a newer session took its place".to_owned()));
+            }
+            matches!(applied, Ok(true))
+        });
+        applied
     }
 
     pub(super) fn view(&self, cursor: bool) -> &View {

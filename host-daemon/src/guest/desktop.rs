@@ -8,7 +8,7 @@ use pb::capture_response::Part;
 use tokio::time::Instant;
 
 use super::error::GuestError;
-use super::session::{Session, request};
+use super::session::{Calls, Session, request};
 use super::types::{Captured, Fill, InputOutcome, Patch, Probe};
 use super::wire;
 use crate::model::input::{InputEvent, SettleOptions, Settled};
@@ -27,6 +27,63 @@ impl Session {
     /// # Errors
     /// [`GuestError::NotReady`] while there is no desktop; else as every call.
     pub async fn probe(&self, deadline: Instant) -> Result<Probe, GuestError> {
+        self.calls().probe(deadline).await
+    }
+
+    /// Asks for the frame, or for what changed since `since` (0: all of it), waiting up to `wait` for a change.
+    /// With nothing changed the answer has the same sequence and no patches. Memory is bounded by twice the frame.
+    ///
+    /// # Errors
+    /// [`GuestError::Protocol`] for anything that does not fit the frame; [`GuestError::NotReady`] without a desktop.
+    pub async fn capture(
+        &self,
+        since: u64,
+        wait: Duration,
+        cursor: bool,
+        deadline: Instant,
+    ) -> Result<Captured, GuestError> {
+        self.calls().capture(since, wait, cursor, deadline).await
+    }
+
+    /// Injects a batch, in order, then optionally waits for the screen to settle. At most once per batch id in a
+    /// session: a repeated id gives the first outcome.
+    ///
+    /// # Errors
+    /// [`GuestError::outcome_unknown`] tells whether events may have been done; a refused event is no error but
+    /// [`InputOutcome::failure`].
+    pub async fn input(
+        &self,
+        batch_id: &str,
+        events: &[InputEvent],
+        settle: Option<&SettleOptions>,
+        deadline: Instant,
+    ) -> Result<InputOutcome, GuestError> {
+        let message = pb::InputRequest {
+            batch_id: batch_id.to_owned(),
+            events: events.iter().map(wire::event).collect(),
+            settle: settle.map(wire::settle),
+        };
+        let mut client = self.calls().display();
+        let answer =
+            self.call("finish the input", deadline, client.input(request(message, deadline))).await?;
+        let sent = u32::try_from(events.len()).unwrap_or(u32::MAX);
+        wire::outcome(answer.into_inner(), sent)
+    }
+
+    /// Waits until the screen settles; a wait that times out is an answer.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn settle(&self, options: &SettleOptions, deadline: Instant) -> Result<Settled, GuestError> {
+        let mut client = self.calls().display();
+        let call = client.settle(request(wire::settle(options), deadline));
+        let answer = self.call("settle", deadline, call).await?.into_inner();
+        Ok(wire::settled(&answer))
+    }
+}
+
+impl Calls {
+    pub(super) async fn probe(&self, deadline: Instant) -> Result<Probe, GuestError> {
         let mut client = self.display();
         let answer = self
             .call("probe", deadline, client.probe(request(pb::ProbeRequest {}, deadline)))
@@ -39,12 +96,7 @@ impl Session {
         })
     }
 
-    /// Asks for the frame, or for what changed since `since` (0: all of it), waiting up to `wait` for a change.
-    /// With nothing changed the answer has the same sequence and no patches. Memory is bounded by twice the frame.
-    ///
-    /// # Errors
-    /// [`GuestError::Protocol`] for anything that does not fit the frame; [`GuestError::NotReady`] without a desktop.
-    pub async fn capture(
+    pub(super) async fn capture(
         &self,
         since: u64,
         wait: Duration,
@@ -74,42 +126,6 @@ impl Session {
             Ok(capture.map_or_else(|| Err(GuestError::Protocol("no frame".to_owned())), Capture::end))
         })
         .await?
-    }
-
-    /// Injects a batch, in order, then optionally waits for the screen to settle. At most once per batch id in a
-    /// session: a repeated id gives the first outcome.
-    ///
-    /// # Errors
-    /// [`GuestError::outcome_unknown`] tells whether events may have been done; a refused event is no error but
-    /// [`InputOutcome::failure`].
-    pub async fn input(
-        &self,
-        batch_id: &str,
-        events: &[InputEvent],
-        settle: Option<&SettleOptions>,
-        deadline: Instant,
-    ) -> Result<InputOutcome, GuestError> {
-        let message = pb::InputRequest {
-            batch_id: batch_id.to_owned(),
-            events: events.iter().map(wire::event).collect(),
-            settle: settle.map(wire::settle),
-        };
-        let mut client = self.display();
-        let answer =
-            self.call("finish the input", deadline, client.input(request(message, deadline))).await?;
-        let sent = u32::try_from(events.len()).unwrap_or(u32::MAX);
-        wire::outcome(answer.into_inner(), sent)
-    }
-
-    /// Waits until the screen settles; a wait that times out is an answer.
-    ///
-    /// # Errors
-    /// As every call.
-    pub async fn settle(&self, options: &SettleOptions, deadline: Instant) -> Result<Settled, GuestError> {
-        let mut client = self.display();
-        let call = client.settle(request(wire::settle(options), deadline));
-        let answer = self.call("settle", deadline, call).await?.into_inner();
-        Ok(wire::settled(&answer))
     }
 }
 

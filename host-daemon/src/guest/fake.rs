@@ -224,6 +224,10 @@ impl SupervisorService for Fake {
         Ok(Response::new(pb::SetClockResponse::default()))
     }
 
+    async fn flush(&self, _: Request<pb::FlushRequest>) -> Result<Response<pb::FlushResponse>, Status> {
+        Ok(Response::new(pb::FlushResponse::default()))
+    }
+
     async fn shutdown(
         &self,
         _: Request<pb::ShutdownRequest>,

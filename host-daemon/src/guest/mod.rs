@@ -23,7 +23,7 @@ mod types;
 mod wire;
 
 pub use error::GuestError;
-pub use session::{Session, connect};
+pub use session::{Glance, Session, connect};
 pub use types::{
     AttachParams, Attached, Captured, ExecEvent, ExecParams, ExecStream, FileInfo, FileReader, Fill,
     Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome, OpenOptions, Patch, Probe,

@@ -1,6 +1,6 @@
 //! The life of a session: opening, the first call, heartbeats, closing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
@@ -10,14 +10,14 @@ use pb::display_service_client::DisplayServiceClient;
 use pb::process_service_client::ProcessServiceClient;
 use pb::supervisor_service_client::SupervisorServiceClient;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::error::GuestError;
 use super::hello::greet;
 use super::port::Port;
-use super::types::{AttachParams, Attached, Heartbeat, OpenOptions};
+use super::types::{AttachParams, Attached, Captured, Heartbeat, OpenOptions, Probe};
 use super::wire;
 use crate::hypervisor::{GuestStream, Hypervisor};
 use crate::model::ids::VmId;
@@ -46,11 +46,33 @@ pub struct Session(Arc<Inner>);
 struct Inner {
     epoch: u64,
     attached: Attached,
-    channel: Channel,
+    calls: Calls,
     port: Port,
-    closed: watch::Receiver<Option<String>>,
+    glance: Mutex<Option<Glance>>,
     heartbeats: watch::Receiver<Option<Heartbeat>>,
     beating: AbortHandle,
+}
+
+/// The way to make calls.
+#[derive(Clone)]
+pub(super) struct Calls {
+    channel: Channel,
+    closed: watch::Receiver<Option<String>>,
+}
+
+/// A first look at the desktop, begun with the session.
+pub struct Glance {
+    /// Input was proven.
+    pub probe: JoinHandle<Result<Probe, GuestError>>,
+    /// A whole frame with the cursor.
+    pub frame: JoinHandle<Result<Captured, GuestError>>,
+}
+
+impl Drop for Glance {
+    fn drop(&mut self) {
+        self.probe.abort();
+        self.frame.abort();
+    }
 }
 
 impl Drop for Inner {
@@ -118,15 +140,17 @@ impl Session {
             let port = Port::new(stream);
             let closed = port.closed();
             let attempt = async {
-                let channel = http2(&port).await?;
-                let attached = attach(&channel, options.epoch, &options.attach, &closed, deadline).await?;
-                Ok::<_, GuestError>((channel, attached))
+                let calls = Calls { channel: http2(&port).await?, closed: closed.clone() };
+                // Sent before the first call: the desktop's half of the guest works while the other is busy with that.
+                let glance = options.glance.then(|| calls.glance(deadline));
+                let attached = attach(&calls, options.epoch, &options.attach, deadline).await?;
+                Ok::<_, GuestError>((calls, glance, attached))
             };
             let soon = deadline.min(Instant::now() + ATTACH_TIMEOUT);
             let result = timeout_at(soon, attempt).await.unwrap_or(Err(GuestError::Timeout("attach")));
             match result {
-                Ok((channel, attached)) => {
-                    return Ok(Self::start(options, channel, port, closed, attached));
+                Ok((calls, glance, attached)) => {
+                    return Ok(Self::start(options, calls, port, glance, attached));
                 }
                 Err(error) => match port.reclaim() {
                     Some(newer) => (stream, read) = newer,
@@ -139,16 +163,22 @@ impl Session {
 
     fn start(
         options: &OpenOptions,
-        channel: Channel,
+        calls: Calls,
         port: Port,
-        closed: watch::Receiver<Option<String>>,
+        glance: Option<Glance>,
         attached: Attached,
     ) -> Self {
         let interval = if options.heartbeat.is_zero() { DEFAULT_HEARTBEAT } else { options.heartbeat };
         let (beats, heartbeats) = watch::channel(None);
-        let beating = tokio::spawn(beat(channel.clone(), closed.clone(), interval, beats)).abort_handle();
-        let epoch = options.epoch;
-        Self(Arc::new(Inner { epoch, attached, channel, port, closed, heartbeats, beating }))
+        let beating = tokio::spawn(beat(calls.clone(), interval, beats)).abort_handle();
+        let (epoch, glance) = (options.epoch, Mutex::new(glance));
+        Self(Arc::new(Inner { epoch, attached, calls, port, glance, heartbeats, beating }))
+    }
+
+    /// The first look that was begun with the session, if it was and nobody has taken it.
+    #[must_use]
+    pub fn take_glance(&self) -> Option<Glance> {
+        self.0.glance.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Number of this session.
@@ -178,12 +208,12 @@ impl Session {
     /// Whether the session is over.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.0.closed.borrow().is_some()
+        self.0.calls.closed.borrow().is_some()
     }
 
     /// Waits for the end of the session, however it comes, and says why. Does not keep the session open.
     pub fn closed(&self) -> impl Future<Output = String> + Send + 'static {
-        let mut closed = self.0.closed.clone();
+        let mut closed = self.0.calls.closed.clone();
         async move { why(&mut closed).await }
     }
 
@@ -192,7 +222,19 @@ impl Session {
     /// # Errors
     /// As every call: [`GuestError::Lost`], [`GuestError::Timeout`].
     pub async fn attach(&self, params: &AttachParams, deadline: Instant) -> Result<Attached, GuestError> {
-        attach(&self.0.channel, self.0.epoch, params, &self.0.closed, deadline).await
+        attach(&self.0.calls, self.0.epoch, params, deadline).await
+    }
+
+    /// Has the guest write to its disks what is only in memory yet. An agent that can't is left alone.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn flush(&self, deadline: Instant) -> Result<(), GuestError> {
+        let mut client = self.0.calls.supervisor();
+        match self.call("flush", deadline, client.flush(request(pb::FlushRequest {}, deadline))).await {
+            Ok(_) | Err(GuestError::Unsupported(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks the guest's operating system to power off or restart; answers before it happens.
@@ -200,21 +242,18 @@ impl Session {
     /// # Errors
     /// As every call.
     pub async fn shutdown(&self, reboot: bool, deadline: Instant) -> Result<(), GuestError> {
-        let mut client = self.supervisor();
+        let mut client = self.0.calls.supervisor();
         let request = request(pb::ShutdownRequest { reboot }, deadline);
         self.call("shut down", deadline, client.shutdown(request)).await.map(|_| ())
     }
 
-    pub(super) fn display(&self) -> DisplayServiceClient<Channel> {
-        DisplayServiceClient::new(self.0.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    pub(super) fn calls(&self) -> &Calls {
+        &self.0.calls
     }
 
     pub(super) fn process(&self) -> ProcessServiceClient<Channel> {
-        ProcessServiceClient::new(self.0.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
-    }
-
-    fn supervisor(&self) -> SupervisorServiceClient<Channel> {
-        SupervisorServiceClient::new(self.0.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        let channel = self.0.calls.channel.clone();
+        ProcessServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
     }
 
     pub(super) async fn call<T>(
@@ -223,12 +262,57 @@ impl Session {
         deadline: Instant,
         call: impl Future<Output = Result<T, tonic::Status>>,
     ) -> Result<T, GuestError> {
-        guarded(&self.0.closed, what, deadline, call).await
+        self.0.calls.call(what, deadline, call).await
     }
 
     /// What to tell of a status that came up in the middle of a stream.
     pub(super) fn error(&self, status: &tonic::Status, what: &'static str) -> GuestError {
-        explain(&self.0.closed, status, what)
+        self.0.calls.error(status, what)
+    }
+}
+
+impl Calls {
+    pub(super) fn display(&self) -> DisplayServiceClient<Channel> {
+        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn supervisor(&self) -> SupervisorServiceClient<Channel> {
+        SupervisorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn glance(&self, deadline: Instant) -> Glance {
+        let (probing, looking) = (self.clone(), self.clone());
+        Glance {
+            probe: tokio::spawn(async move { probing.probe(deadline).await }),
+            frame: tokio::spawn(async move { looking.capture(0, Duration::ZERO, true, deadline).await }),
+        }
+    }
+
+    /// Bounds a call by its deadline and by the life of the stream.
+    pub(super) async fn call<T>(
+        &self,
+        what: &'static str,
+        deadline: Instant,
+        call: impl Future<Output = Result<T, tonic::Status>>,
+    ) -> Result<T, GuestError> {
+        let mut ended = self.closed.clone();
+        tokio::select! {
+            // An answer that is there counts, also when the stream has just ended.
+            biased;
+            result = timeout_at(deadline, call) => match result {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(status)) => Err(self.error(&status, what)),
+                Err(_) => Err(GuestError::Timeout(what)),
+            },
+            why = why(&mut ended) => Err(GuestError::Lost(why)),
+        }
+    }
+
+    fn error(&self, status: &tonic::Status, what: &'static str) -> GuestError {
+        match &*self.closed.borrow() {
+            Some(why) => GuestError::Lost(why.clone()),
+            None => GuestError::from_status(status, what),
+        }
     }
 }
 
@@ -243,37 +327,6 @@ async fn why(closed: &mut watch::Receiver<Option<String>>) -> String {
     match closed.wait_for(Option::is_some).await {
         Ok(why) => why.clone().unwrap_or_default(),
         Err(_) => "the session is gone".to_owned(),
-    }
-}
-
-fn explain(
-    closed: &watch::Receiver<Option<String>>,
-    status: &tonic::Status,
-    what: &'static str,
-) -> GuestError {
-    match &*closed.borrow() {
-        Some(why) => GuestError::Lost(why.clone()),
-        None => GuestError::from_status(status, what),
-    }
-}
-
-/// Bounds a call by its deadline and by the life of the stream.
-async fn guarded<T>(
-    closed: &watch::Receiver<Option<String>>,
-    what: &'static str,
-    deadline: Instant,
-    call: impl Future<Output = Result<T, tonic::Status>>,
-) -> Result<T, GuestError> {
-    let mut ended = closed.clone();
-    tokio::select! {
-        // An answer that is there counts, also when the stream has just ended.
-        biased;
-        result = timeout_at(deadline, call) => match result {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) => Err(explain(closed, &status, what)),
-            Err(_) => Err(GuestError::Timeout(what)),
-        },
-        why = why(&mut ended) => Err(GuestError::Lost(why)),
     }
 }
 
@@ -299,10 +352,9 @@ async fn http2(port: &Port) -> Result<Channel, GuestError> {
 }
 
 async fn attach(
-    channel: &Channel,
+    calls: &Calls,
     epoch: u64,
     params: &AttachParams,
-    closed: &watch::Receiver<Option<String>>,
     deadline: Instant,
 ) -> Result<Attached, GuestError> {
     let mut entropy = [0; 32];
@@ -315,24 +367,22 @@ async fn attach(
         identity: params.identity.as_ref().map(wire::identity),
         entropy: if params.reseed { entropy.to_vec().into() } else { bytes::Bytes::new() },
     };
-    let mut client = SupervisorServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-    let answer = guarded(closed, "attach", deadline, client.attach(request(message, deadline))).await?;
+    let mut client = calls.supervisor();
+    let answer = calls.call("attach", deadline, client.attach(request(message, deadline))).await?;
     Ok(wire::attached(answer.into_inner()))
 }
 
 /// Keeps the latest heartbeat at hand while the session lives.
 async fn beat(
-    channel: Channel,
-    mut closed: watch::Receiver<Option<String>>,
+    calls: Calls,
     interval: Duration,
     beats: watch::Sender<Option<Heartbeat>>,
 ) {
+    let mut closed = calls.closed.clone();
     let listen = async {
         let interval = wire::duration(interval);
         loop {
-            let mut client =
-                SupervisorServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-            match client.heartbeat(pb::HeartbeatRequest { interval: Some(interval) }).await {
+            match calls.supervisor().heartbeat(pb::HeartbeatRequest { interval: Some(interval) }).await {
                 Ok(stream) => {
                     let mut stream = stream.into_inner();
                     while let Some(Ok(beat)) = stream.next().await {

@@ -23,6 +23,9 @@ pub struct OpenOptions {
     pub attach: AttachParams,
     /// Time between two heartbeats; zero: 5 s.
     pub heartbeat: Duration,
+    /// Somebody waits for the desktop: prove its input and fetch its frame while the first call is still under way. See
+    /// [`Session::take_glance`](super::Session::take_glance).
+    pub glance: bool,
 }
 
 /// What a session tells the guest at its start. The host's clock is always among it.

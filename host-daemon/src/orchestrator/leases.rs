@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::Shared;
 use super::actor::Handle;
-use crate::guest::Session;
+use crate::guest::{GuestError, Session};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::ids::LeaseId;
 use crate::model::lease::{Check, CheckKind, EndedAs, Receipt};
@@ -189,7 +190,7 @@ pub(super) async fn make_ready(
     let mut passed = |kind, detail: String| {
         checks.push(Check { kind, at: granted.elapsed(), detail });
     };
-    handle.call(|vm| Box::pin(vm.resume("leased"))).await?;
+    handle.call(|vm| Box::pin(vm.resume_leased())).await?;
     let pid = handle.run().map(|run| format!("process {}", run.pid)).unwrap_or_default();
     passed(CheckKind::Running, pid);
 
@@ -205,15 +206,37 @@ pub(super) async fn make_ready(
     };
     passed(CheckKind::Identity, identity);
 
-    // Both cost the guest a few milliseconds each; it has more than one CPU.
-    let probe = session.probe(deadline);
-    let frame = handle.hub.refresh(deadline);
-    let (probe, frame) = tokio::join!(probe, frame);
-    let probe = probe?;
+    // Both were begun with the session, if it is a new one; the guest has more than one CPU.
+    let glance = session.take_glance();
+    let (probe, frame) = match glance {
+        Some(mut glance) => {
+            let frame = handle.hub.seed(&session, finished(&mut glance.frame, deadline));
+            tokio::join!(finished(&mut glance.probe, deadline), frame)
+        }
+        None => (Err(GuestError::NotConnected), Err(GuestError::NotConnected)),
+    };
+    let probe = match probe {
+        Ok(probe) => probe,
+        Err(_) => session.probe(deadline).await?,
+    };
     passed(CheckKind::Input, format!("round trip {} us", probe.input_round_trip.as_micros()));
-    let size = frame.map_err(Error::from)?;
+    let size = match frame {
+        Ok(size) => size,
+        Err(_) => handle.hub.refresh(deadline).await.map_err(Error::from)?,
+    };
     passed(CheckKind::Frame, format!("{}x{}", size.width, size.height));
     Ok(Receipt { checks, total: granted.elapsed(), epoch: session.epoch(), waited, replaced })
+}
+
+async fn finished<T>(
+    call: &mut JoinHandle<std::result::Result<T, GuestError>>,
+    deadline: Instant,
+) -> std::result::Result<T, GuestError> {
+    match timeout_at(deadline, call).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => Err(GuestError::Aborted(error.to_string())),
+        Err(_) => Err(GuestError::Timeout("show its desktop")),
+    }
 }
 
 /// Waits for a session; a VM that dies meanwhile is an answer too.

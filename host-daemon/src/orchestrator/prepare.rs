@@ -21,6 +21,8 @@ use crate::model::template::CloneMethod;
 const SOFTWARE_TEXT: usize = 128;
 /// How often a booting VM is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A boot leaves megabytes to be written, under emulation to a slow disk.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Entries of an image's stamp that are taken over.
 const SOFTWARE_LIST: usize = 100;
 
@@ -125,6 +127,8 @@ async fn prepare(
     }
 
     enter(shared, operation, Phase::Settling).await?;
+    // What is left to be written now would be written by every VM of the template.
+    session.flush(Instant::now() + FLUSH_TIMEOUT).await?;
     let settle = SettleOptions {
         quiet: settings.settle_quiet,
         timeout: settings.settle_timeout,
@@ -135,11 +139,16 @@ async fn prepare(
     if settled.timed_out {
         tracing::warn!(template = %template.id, "the desktop did not settle, its state is taken as it is");
     }
+    // The first frame costs a guest page faults and buffers, which later ones do not.
+    session.capture(0, Duration::ZERO, true, Instant::now() + FLUSH_TIMEOUT).await?;
+    session.flush(Instant::now() + FLUSH_TIMEOUT).await?;
     let attached = session.attached().clone();
 
     enter(shared, operation, Phase::Saving).await?;
     session.close();
     drop(session);
+    // The agent sees the stream end and waits for the next one; frozen earlier, it would do that in every VM.
+    tokio::time::sleep(settings.part_time).await;
     let method = hv.seal_template(&template.id, builder).await?;
     Ok((attached, method))
 }

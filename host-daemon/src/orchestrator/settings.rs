@@ -15,8 +15,11 @@ pub struct Settings {
     pub boot_timeout: Duration,
     /// How long a resumed guest's agent may take to answer before the VM counts as failed; usually 60 ms.
     pub agent_timeout: Duration,
-    /// How long a desktop must be quiet before it becomes a template's clean state.
+    /// How long a desktop must be quiet before it becomes a template's clean state. What the guest still has to do then,
+    /// every VM of the template does again when it is resumed; services start and end for seconds after a boot.
     pub settle_quiet: Duration,
+    /// How long the guest goes on after the template's only session was closed, before its memory is frozen.
+    pub part_time: Duration,
     /// When to take the clean state though the desktop is not quiet (a clock, a blinking caret).
     pub settle_timeout: Duration,
     /// VMs made at the same time in one pool. A clone is some file operations, a boot keeps a core busy.
@@ -40,7 +43,8 @@ impl Default for Settings {
             data_dir: PathBuf::from("."),
             boot_timeout: Duration::from_secs(180),
             agent_timeout: Duration::from_secs(30),
-            settle_quiet: Duration::from_secs(2),
+            settle_quiet: Duration::from_secs(5),
+            part_time: Duration::from_secs(1),
             settle_timeout: Duration::from_secs(60),
             provision_parallel: 4,
             keep_broken: Duration::from_secs(300),

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use prost_types::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
@@ -55,14 +56,22 @@ fn write_if_different(path: &Path, text: &str) -> io::Result<()> {
     if text.len() < old.len() { file.set_len(text.len() as u64) } else { Ok(()) }
 }
 
-/// Names the machine, now and for the next boot.
+/// Names the machine.
 ///
 /// # Errors
-/// When a step fails.
+/// When this process may not.
 pub fn set_hostname(name: &str) -> io::Result<()> {
     if rustix::system::uname().nodename().to_bytes() != name.as_bytes() {
         rustix::system::sethostname(name.as_bytes())?;
     }
+    Ok(())
+}
+
+/// Names the machine in its files: for the next boot, and for programs that look their own host up.
+///
+/// # Errors
+/// When a file can't be written.
+pub fn record_hostname(name: &str) -> io::Result<()> {
     write_if_different(Path::new("/etc/hostname"), &format!("{name}\n"))?;
     let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
     write_if_different(Path::new("/etc/hosts"), &hosts_with(&hosts, name))
@@ -104,8 +113,17 @@ pub fn set_machine_id(id: &str) -> io::Result<()> {
     }
 }
 
-/// The first network interface with a device behind it.
+/// The first network interface with a device behind it. Looked up once: every fork of a machine has the same ones.
 fn first_interface() -> Option<(String, PathBuf)> {
+    static FOUND: OnceLock<(String, PathBuf)> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Some(found.clone());
+    }
+    let found = look_for_interface()?;
+    Some(FOUND.get_or_init(|| found).clone())
+}
+
+fn look_for_interface() -> Option<(String, PathBuf)> {
     let mut names: Vec<PathBuf> = fs::read_dir("/sys/class/net").ok()?.flatten().map(|e| e.path()).collect();
     names.sort();
     let path = names.into_iter().find(|p| p.join("device").exists())?;
@@ -127,6 +145,16 @@ pub fn set_mac_address(mac: &[u8]) -> io::Result<bool> {
     ioctl::set_mac_address(&name, mac)?;
     tracing::debug!(interface = name, mac = format_mac(mac), "network address set");
     Ok(true)
+}
+
+/// Looks up what [`set_mac_address`] will need, while nobody waits for it.
+pub fn warm_up() {
+    first_interface();
+}
+
+/// Writes to the disks what is only in memory yet.
+pub fn flush_disks() {
+    rustix::fs::sync();
 }
 
 /// Has the DHCP client renew its lease: a signal to the one with this pid file, or a restart of systemd's.
@@ -160,24 +188,14 @@ pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
 /// Addresses of all interfaces, loopback and link-local ones left out.
 #[must_use]
 pub fn ip_addresses() -> Vec<String> {
-    let mut out = ipv4_local(&fs::read_to_string("/proc/net/fib_trie").unwrap_or_default());
+    let mut out: Vec<String> = ioctl::ipv4_addresses()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(_, ip)| !ip.is_loopback() && !ip.is_link_local())
+        .map(|(_, ip)| ip.to_string())
+        .collect();
     out.extend(ipv6_global(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default()));
     out.truncate(MAX_ADDRESSES);
-    out
-}
-
-/// Leaves of the routing trie that are this machine's own: `|-- 10.0.2.15` with `/32 host LOCAL` below.
-fn ipv4_local(trie: &str) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
-    let mut leaf = "";
-    for line in trie.lines() {
-        let line = line.trim();
-        if let Some(address) = line.strip_prefix("|-- ") {
-            leaf = address;
-        } else if line == "/32 host LOCAL" && !leaf.starts_with("127.") && !out.iter().any(|a| a == leaf) {
-            out.push(leaf.to_owned());
-        }
-    }
     out
 }
 
@@ -220,8 +238,9 @@ mod tests {
 
     #[test]
     fn addresses_without_loopback() {
-        let trie = "Main:\n  +-- 0.0.0.0/0\n     |-- 10.0.2.15\n        /32 host LOCAL\n     |-- 10.0.2.255\n        /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\nLocal:\n     |-- 10.0.2.15\n        /32 host LOCAL\n";
-        assert_eq!(ipv4_local(trie), ["10.0.2.15"]);
+        let all = ioctl::ipv4_addresses().expect("asked");
+        assert!(all.contains(&("lo".to_owned(), std::net::Ipv4Addr::LOCALHOST)), "{all:?}");
+        assert!(!ip_addresses().iter().any(|ip| ip.starts_with("127.")));
         let table = "00000000000000000000000000000001 01 80 10 80       lo\nfec00000000000005054000000123456 02 40 00 80     eth0\nfe800000000000005054000000123456 02 40 20 80     eth0\n";
         assert_eq!(ipv6_global(table), ["fec0::5054:0:12:3456"]);
     }

@@ -110,6 +110,10 @@ pub(crate) fn arguments(mode: NetworkMode, mac: &str) -> Vec<(&'static str, Valu
         }
     };
     // No boot ROM: nothing here boots from a network, and looking for it takes seconds under emulation.
-    all.push(("-device", json!({"driver": "virtio-net-pci", "netdev": "n0", "mac": mac, "romfile": ""})));
+    // The agent gives each fork an address of its own; announcing the template's first helps nobody.
+    let card = json!({
+        "driver": "virtio-net-pci", "netdev": "n0", "mac": mac, "romfile": "", "guest_announce": false,
+    });
+    all.push(("-device", card));
     all
 }

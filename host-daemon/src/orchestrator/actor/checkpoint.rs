@@ -76,7 +76,7 @@ impl Actor {
         match result {
             Ok(value) => {
                 if self.row.state == VmState::Running {
-                    let epoch = self.link.open(self.row.epoch);
+                    let epoch = self.link.open(self.row.epoch, false);
                     self.write(|row| row.epoch = epoch).await?;
                 }
                 Ok(value)
@@ -102,7 +102,7 @@ impl Actor {
             return self.went_on(what, error).await;
         }
         if self.row.state == VmState::Running {
-            self.link.open(self.row.epoch);
+            self.link.open(self.row.epoch, false);
         }
         error
     }

@@ -66,8 +66,9 @@ impl Link {
         self.guest.subscribe()
     }
 
-    /// Begins to connect; gives the number that the first session will have.
-    pub(super) fn open(self: &Arc<Self>, last_epoch: u64) -> u64 {
+    /// Begins to connect; gives the number that the first session will have. `glance`: somebody waits for the desktop, who
+    /// takes the session's first look at it.
+    pub(super) fn open(self: &Arc<Self>, last_epoch: u64, glance: bool) -> u64 {
         let mut slot = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, task)) = &*slot
             && !task.is_finished()
@@ -79,7 +80,7 @@ impl Link {
         let this = Arc::clone(self);
         let token = cancel.clone();
         let task = tokio::spawn(async move {
-            let _ = token.run_until_cancelled(this.keep(epoch)).await;
+            let _ = token.run_until_cancelled(this.keep(epoch, glance)).await;
             this.ended();
         });
         *slot = Some((cancel, task));
@@ -107,11 +108,16 @@ impl Link {
         }
     }
 
-    async fn keep(&self, first: u64) {
+    async fn keep(&self, first: u64, glance: bool) {
         let mut epoch = first;
         let mut pause = FIRST_PAUSE;
         loop {
-            let options = OpenOptions { epoch, attach: self.attach.clone(), ..OpenOptions::default() };
+            let options = OpenOptions {
+                epoch,
+                attach: self.attach.clone(),
+                glance: glance && epoch == first,
+                ..OpenOptions::default()
+            };
             match connect(&*self.hv, &self.vm, &options, Instant::now() + self.try_for).await {
                 Ok(session) => {
                     pause = FIRST_PAUSE;

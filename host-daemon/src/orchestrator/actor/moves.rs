@@ -46,7 +46,7 @@ impl Actor {
             Ok(run) => self.set_run(Some(run)),
             Err(error) => return Err(self.failed("start", error.into()).await),
         }
-        let epoch = self.link.open(self.row.epoch);
+        let epoch = self.link.open(self.row.epoch, false);
         self.write(|row| {
             row.epoch = epoch;
             row.clean = clean;
@@ -84,6 +84,15 @@ impl Actor {
 
     /// Saved or paused to running.
     pub(in crate::orchestrator) async fn resume(&mut self, cause: &str) -> Result<()> {
+        self.resume_with(cause, false).await
+    }
+
+    /// The same for a caller who takes the first look at the desktop.
+    pub(in crate::orchestrator) async fn resume_leased(&mut self) -> Result<()> {
+        self.resume_with("leased", true).await
+    }
+
+    async fn resume_with(&mut self, cause: &str, glance: bool) -> Result<()> {
         match self.row.state {
             VmState::Running => return Ok(()),
             VmState::Paused => {}
@@ -92,7 +101,7 @@ impl Actor {
         match self.shared.hv.resume(&self.row.id).await {
             Ok(run) => {
                 self.set_run(Some(run));
-                self.running(cause).await
+                self.running(cause, glance).await
             }
             Err(error) => Err(self.failed("resume", error.into()).await),
         }
@@ -100,8 +109,8 @@ impl Actor {
 
     /// The CPUs run: open a session, and say so. The session is opened at the same time as the row is written, since
     /// both take about as long and a caller waits for both.
-    async fn running(&mut self, cause: &str) -> Result<()> {
-        let epoch = self.link.open(self.row.epoch);
+    async fn running(&mut self, cause: &str, glance: bool) -> Result<()> {
+        let epoch = self.link.open(self.row.epoch, glance);
         self.enter_with(VmState::Running, cause, |row| {
             row.epoch = epoch;
             row.clean = false;
@@ -304,7 +313,7 @@ impl Actor {
             _ => {}
         }
         if state == VmState::Running {
-            let epoch = self.link.open(self.row.epoch);
+            let epoch = self.link.open(self.row.epoch, false);
             self.write(|row| row.epoch = epoch).await?;
         }
         // Saved at the daemon's stop, or died with the host: its holder expects it running.
@@ -322,7 +331,7 @@ impl Actor {
     pub(super) async fn went_on(&mut self, what: &str, error: Error) -> Error {
         let error = self.failed(what, error).await;
         if self.row.state == VmState::Running {
-            self.link.open(self.row.epoch);
+            self.link.open(self.row.epoch, false);
         }
         error
     }

@@ -45,6 +45,7 @@ fn settings() -> Settings {
     Settings {
         agent_timeout: Duration::from_secs(5),
         settle_quiet: Duration::from_millis(1),
+        part_time: Duration::ZERO,
         settle_timeout: Duration::from_millis(10),
         ..Settings::default()
     }
