@@ -139,16 +139,26 @@ pub(super) async fn write(
         temporary
     };
     let temporary = parent.join(temporary);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(mode);
-    let file = options.open(&temporary).await.map_err(|e| status(&path, &e))?;
-    let mut unfinished = Unfinished(Some(temporary.clone()));
-    // The mode at creation is cut by the umask.
-    file.set_permissions(std::fs::Permissions::from_mode(mode)).await.map_err(|e| status(&path, &e))?;
+    let (file, mut unfinished) = create(temporary.clone(), mode).await.map_err(|e| status(&path, &e))?;
     let bytes_written = copy(file, &path, data).await?;
     fs::rename(&temporary, &path).await.map_err(|e| status(&path, &e))?;
     unfinished.0 = None;
     Ok(pb::WriteFileResponse { bytes_written })
+}
+
+/// Makes a temporary file that goes with its guard. Both are made in one piece: a call that is dropped while it waits for
+/// this drops them when they come.
+async fn create(path: PathBuf, mode: u32) -> io::Result<(File, Unfinished)> {
+    let made = tokio::task::spawn_blocking(move || {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+        let guard = Unfinished(Some(path));
+        // The mode at creation is cut by the umask.
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        Ok::<_, io::Error>((file, guard))
+    });
+    let (file, guard) = made.await.map_err(io::Error::other)??;
+    Ok((File::from_std(file), guard))
 }
 
 async fn copy(mut file: File, path: &Path, mut data: Streaming<pb::WriteFileRequest>) -> Result<u64, Status> {
