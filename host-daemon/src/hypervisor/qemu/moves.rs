@@ -380,23 +380,20 @@ impl Inner {
         memory: Option<MemoryId>,
     ) -> HvResult<Rest> {
         let before = vm.record();
-        // A record that rests ends its process, whoever finds it. So the VM is put back by one write, and the process may
-        // take its time to go: it knows nothing of the new disk.
-        let recorded = async {
-            let template = before.definition.origin.template();
-            let head = self.blank_disk(template, durability_of(memory)).await?;
-            self.update(vm, Durability::Host, |record| {
+        let template = before.definition.origin.template();
+        let head = self.blank_disk(template, durability_of(memory)).await?;
+        // The record first: one that rests ends its process, whoever finds it, and the process knows nothing of the new
+        // disk. The other way round a crash in between would leave a VM with neither process nor memory.
+        let record = self
+            .update(vm, Durability::Host, |record| {
                 record.phase = Phase::Rest;
                 record.chain = chain;
                 record.head = head;
                 record.memory = memory.map(|id| MemoryUse { id, own: false });
                 record.ram = None;
             })
-            .await
-        };
-        let (recorded, ended) = tokio::join!(recorded, self.detach(vm));
-        let record = recorded?;
-        ended?;
+            .await?;
+        self.detach(vm).await?;
         self.fresh_vars(vm)?;
         self.collect(before.references());
         Ok(rest_of(&record))
