@@ -52,6 +52,16 @@ fn caller(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, Error> {
     }
 }
 
+/// The caller that [`check`] found, for what is the administrator's alone: a template opens any file that the daemon may read.
+pub(crate) fn admin<T>(request: &tonic::Request<T>) -> Result<Caller, Error> {
+    let caller = of(request)?;
+    if caller.admin {
+        return Ok(caller);
+    }
+    let why = "templates are made and deleted with the admin token only: they name files of the host";
+    Err(Error::new(Reason::AdminOnly, why).with("caller", &caller.name))
+}
+
 /// The caller that [`check`] found.
 pub(crate) fn of<T>(request: &tonic::Request<T>) -> Result<Caller, Error> {
     let caller = request.extensions().get::<Caller>();

@@ -46,9 +46,10 @@ impl v1::pool_service_server::PoolService for PoolService {
     }
 
     async fn delete_pool(&self, request: Request<v1::DeletePoolRequest>) -> Result<Response<()>, Status> {
+        let caller = auth::of(&request)?;
         let request = request.into_inner();
         let id = fields::name("name", "pools", &request.name)?;
-        self.0.delete_pool(&id, request.force, fields::etag(&request.etag)?).await?;
+        self.0.delete_pool(&caller, &id, request.force, fields::etag(&request.etag)?).await?;
         Ok(Response::new(()))
     }
 }

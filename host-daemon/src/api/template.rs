@@ -17,7 +17,7 @@ impl v1::template_service_server::TemplateService for TemplateService {
         &self,
         request: Request<v1::CreateTemplateRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let wanted = template::create(&auth::of(&request)?, request.get_ref())?;
+        let wanted = template::create(&auth::admin(&request)?, request.get_ref())?;
         let made = self.0.create_template(wanted).await?;
         Ok(Response::new(operation::to_proto(&made, None)))
     }
@@ -46,6 +46,7 @@ impl v1::template_service_server::TemplateService for TemplateService {
         &self,
         request: Request<v1::DeleteTemplateRequest>,
     ) -> Result<Response<()>, Status> {
+        auth::admin(&request)?;
         let request = request.into_inner();
         let id = fields::name("name", "templates", &request.name)?;
         self.0.delete_template(&id, fields::etag(&request.etag)?).await?;

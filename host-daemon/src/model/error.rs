@@ -115,6 +115,8 @@ reasons! {
     InputOutcomeUnknown = "INPUT_OUTCOME_UNKNOWN", Aborted;
     /// Somebody else holds the lease.
     LeaseNotYours = "LEASE_NOT_YOURS", PermissionDenied;
+    /// Only the admin token may do this.
+    AdminOnly = "ADMIN_ONLY", PermissionDenied;
     /// The desktop user may not.
     GuestPermissionDenied = "GUEST_PERMISSION_DENIED", PermissionDenied;
     /// No token, or an unknown one.

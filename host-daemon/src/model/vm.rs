@@ -69,7 +69,7 @@ impl VmState {
         };
         match self {
             Self::Provisioning => &[Booting, Saved, Off, Error, Deleting],
-            Self::Booting => &[Running, Off, Stopping, Error, Deleting],
+            Self::Booting => &[Running, Off, Stopping, Resetting, Error, Deleting],
             Self::Running => &[Saving, Paused, Resetting, Stopping, Off, Error, Deleting],
             // A save that fails leaves the VM running or paused, as it was.
             Self::Saving => &[Saved, Running, Paused, Error, Deleting],

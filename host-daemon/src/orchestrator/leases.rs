@@ -1,6 +1,6 @@
 //! Leases: grant, proof of readiness, expiry.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -88,11 +88,17 @@ pub(super) struct Unanswered {
     /// What was asked for, of the VM that was asked last.
     asked: Option<(LeaseId, Handle)>,
     request: Option<RequestId>,
+    /// A repeat of the request waits for this, and so does not find a lease that is about to be given back.
+    turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Unanswered {
-    pub(super) fn new(shared: &Arc<Shared>, request: Option<&RequestId>) -> Self {
-        Self { shared: Arc::clone(shared), asked: None, request: request.cloned() }
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        request: Option<&RequestId>,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Self {
+        Self { shared: Arc::clone(shared), asked: None, request: request.cloned(), turn }
     }
 
     /// A VM is asked for this lease now. To be called before it is asked: the VM's actor grants the lease even if its
@@ -110,8 +116,9 @@ impl Unanswered {
 impl Drop for Unanswered {
     fn drop(&mut self) {
         let Some((lease, vm)) = self.asked.take() else { return };
-        let (shared, request) = (Arc::clone(&self.shared), self.request.take());
+        let (shared, request, turn) = (Arc::clone(&self.shared), self.request.take(), self.turn.take());
         self.shared.leases.under_way.spawn(async move {
+            let _turn = turn;
             // The grant may still stand in the actor's queue; behind this it has been made or never will be. A VM that
             // is gone grants nothing.
             let _ = vm.call(|_| Box::pin(async { Ok(()) })).await;
@@ -273,6 +280,12 @@ async fn session(handle: &Handle, deadline: Instant) -> Result<Session> {
 /// Ends leases when their time is over, and prunes what was only kept for a while.
 pub(super) async fn expire(shared: Arc<Shared>) {
     let mut prune_at = Instant::now();
+    // The actor of one VM may be busy for minutes, and the others' time is over too.
+    let ending: Arc<Mutex<HashSet<LeaseId>>> = Arc::default();
+    let under_way = |ending: &Mutex<HashSet<LeaseId>>, id: &LeaseId, begin: bool| {
+        let mut all = ending.lock().unwrap_or_else(PoisonError::into_inner);
+        if begin { all.insert(id.clone()) } else { all.remove(id) }
+    };
     while !shared.stopping.is_cancelled() {
         if Instant::now() >= prune_at {
             prune_at = Instant::now() + Duration::from_secs(3600);
@@ -282,19 +295,19 @@ pub(super) async fn expire(shared: Arc<Shared>) {
         }
         let wait = match shared.store.expired_leases(Timestamp::now()).await {
             Ok((due, next)) => {
-                // At the same time: the actor of one VM may be busy for a while, and the others' time is over too.
-                let ending = due.into_iter().map(|lease| {
-                    let shared = &shared;
-                    async move {
+                for lease in due.into_iter().filter(|lease| under_way(&ending, &lease.id, true)) {
+                    let (shared, ending) = (Arc::clone(&shared), Arc::clone(&ending));
+                    shared.leases.under_way.clone().spawn(async move {
                         let why = format!("not renewed within {} s", lease.ttl.as_secs());
-                        let done = end(shared, &lease.id, EndedAs::Expired, &why, Some(Pending::Reset)).await;
+                        let done =
+                            end(&shared, &lease.id, EndedAs::Expired, &why, Some(Pending::Reset)).await;
                         if let Err(error) = done {
                             let error = &error as &dyn std::error::Error;
                             tracing::warn!(lease = %lease.id, error, "expired lease not ended");
                         }
-                    }
-                });
-                futures_util::future::join_all(ending).await;
+                        under_way(&ending, &lease.id, false);
+                    });
+                }
                 next.map_or(LOOK_EVERY, |next| {
                     let left = next.duration_since(Timestamp::now());
                     if left.is_negative() { Duration::ZERO } else { left.unsigned_abs() }

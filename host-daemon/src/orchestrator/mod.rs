@@ -34,7 +34,7 @@ use crate::hypervisor::{Event, Hypervisor};
 use crate::model::error::{Error, Reason, Result};
 use crate::store::Store;
 use leases::Leases;
-use operations::Operations;
+use operations::{Imports, Operations};
 use pools::Pools;
 use registry::Registry;
 pub use settings::Settings;
@@ -56,6 +56,7 @@ struct Shared {
     pools: Pools,
     leases: Leases,
     operations: Operations,
+    importing: Imports,
     /// Every task of the orchestrator, so that a stop can wait for them.
     tasks: TaskTracker,
     /// New work is refused and controllers end.
@@ -84,6 +85,7 @@ impl Orchestrator {
             pools: Pools::new(needs_memory),
             leases: Leases::default(),
             operations: Operations::default(),
+            importing: Imports::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });

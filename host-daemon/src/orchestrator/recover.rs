@@ -23,6 +23,7 @@ use crate::model::lease::EndedAs;
 use crate::model::query::{LeaseFilter, Page, VmFilter};
 use crate::model::record::{Outcome, TemplateState};
 use crate::model::vm::VmState;
+use crate::store::StoreError;
 
 const LIST: u32 = 1000;
 const INTERRUPTED: &str = "the daemon was stopped in the middle of it";
@@ -115,13 +116,23 @@ async fn forget_templates(shared: &Shared) -> Result<()> {
         let rows = shared.store.templates(&page).await?;
         let Some(last) = rows.last() else { break };
         page.after = last.id.to_string();
-        for template in rows {
+        for mut template in rows {
             match template.state {
                 TemplateState::Ready => known.push(template.id),
-                // Its operation has failed, and a failed preparation leaves nothing behind.
+                // Its operation has failed, and a failed preparation leaves nothing behind. The row first: what no row
+                // claims is removed below, and a pool may have been made just before the row was to go.
                 TemplateState::Preparing | TemplateState::Deleting => {
-                    shared.hv.delete_template(&template.id).await?;
-                    shared.store.delete_template(&template.id).await?;
+                    match shared.store.delete_template(&template.id).await {
+                        Ok(()) => {}
+                        Err(StoreError::Referred(_)) => {
+                            template.state = TemplateState::Ready;
+                            template.updated = Timestamp::now();
+                            template.version += 1;
+                            shared.store.update_template(&template).await?;
+                            known.push(template.id);
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
                 }
             }
         }

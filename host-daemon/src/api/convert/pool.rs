@@ -61,7 +61,17 @@ pub(crate) fn update(request: &v1::UpdatePoolRequest) -> Result<(PoolId, Option<
         }
     }
     let settings = Checked::of(pool)?;
-    let wanted = |field| chosen.is_empty() || chosen.contains(&field);
+    let all = paths.iter().any(|path| path == "*");
+    // Without a mask: what the message has.
+    let present = |field: &str| match field {
+        "display_name" => !pool.display_name.is_empty(),
+        "desired_count" => pool.desired_count != 0,
+        "warm_count" => pool.warm_count.is_some(),
+        "max_per_host" => pool.max_per_host != 0,
+        "default_lease_ttl" => pool.default_lease_ttl.is_some(),
+        _ => pool.max_lease_ttl.is_some(),
+    };
+    let wanted = |field| all || if paths.is_empty() { present(field) } else { chosen.contains(&field) };
     let update = UpdatePool {
         display_name: wanted("display_name").then_some(settings.display_name),
         desired: wanted("desired_count").then_some(settings.desired),
@@ -204,10 +214,10 @@ mod tests {
         };
         let (id, etag, one) = of(&["desired_count"]).expect("legal");
         assert_eq!((id.as_str(), etag, one.desired, one.warm), ("web", None, Some(2), None));
-        for all in [of(&[]), of(&["*"])] {
-            let (_, _, all) = all.expect("legal");
-            assert_eq!((all.desired, all.warm, all.default_ttl), (Some(2), Some(None), Some(DEFAULT_TTL)));
-        }
+        let (_, _, all) = of(&["*"]).expect("legal");
+        assert_eq!((all.desired, all.warm, all.default_ttl), (Some(2), Some(None), Some(DEFAULT_TTL)));
+        let (_, _, present) = of(&[]).expect("legal");
+        assert_eq!((present.desired, present.warm, present.default_ttl), (Some(2), None, None));
         for (paths, field) in [
             (&["desired_count", "size"][..], "update_mask.paths[1]"),
             (&["template"], "update_mask.paths[0]"),

@@ -52,6 +52,14 @@ pub(crate) struct Inner {
 #[derive(Debug)]
 pub(crate) struct Template {
     pub(crate) record: Mutex<TemplateRecord>,
+    /// Whoever reads its files anew, which takes long; the others wait for what comes of it.
+    pub(crate) checking: tokio::sync::Mutex<()>,
+}
+
+impl Template {
+    pub(crate) fn new(record: TemplateRecord) -> Self {
+        Self { record: Mutex::new(record), checking: tokio::sync::Mutex::default() }
+    }
 }
 
 /// A VM.

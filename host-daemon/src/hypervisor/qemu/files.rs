@@ -152,6 +152,11 @@ impl FileFacts {
         self.stamp.bytes
     }
 
+    /// Whether the file's size, time and inode are as recorded.
+    pub(crate) fn is_untouched(&self, path: &Path) -> bool {
+        Stamp::of(path).is_ok_and(|stamp| stamp == self.stamp)
+    }
+
     /// Compares with the file; reads it only when its size, time or inode differ.
     pub(crate) fn check(&self, path: &Path) -> Check {
         match Stamp::of(path) {

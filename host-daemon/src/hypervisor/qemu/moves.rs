@@ -58,7 +58,7 @@ impl Inner {
             return Err(HvError::AlreadyExists { kind: "vm", id: definition.id.to_string() });
         }
         let template = self.template(definition.origin.template())?;
-        self.check_image(&template)?;
+        self.check_image(&template).await?;
         let (chain, memory) = self.clean(&definition.origin)?;
         self.make(definition, chain, memory).await
     }
@@ -139,7 +139,7 @@ impl Inner {
         if before.memory.is_some() {
             return Err(vm.illegal("start"));
         }
-        self.check_image(&*self.template(before.definition.origin.template())?)?;
+        self.check_image(&*self.template(before.definition.origin.template())?).await?;
         let ram = self.fresh_ram(vm).await?;
         let run = self.next_run();
         self.update(vm, Durability::Daemon, |record| {
@@ -194,7 +194,7 @@ impl Inner {
         }
         let before = vm.record();
         let Some(memory) = before.memory else { return Err(vm.illegal("resume")) };
-        self.check_image(&*self.template(before.definition.origin.template())?)?;
+        self.check_image(&*self.template(before.definition.origin.template())?).await?;
         let (form, fork) = self.check_state(vm, memory.id)?;
         let ram = match fork {
             Some(fork) => fork,

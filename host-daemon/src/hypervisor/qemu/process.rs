@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -234,13 +234,18 @@ pub(crate) struct Marked {
     pub(crate) vm: String,
 }
 
-/// All processes that bear the marker of this instance. A process can't run without bearing it, so nothing is missed,
+/// All processes of ours that bear the marker of this instance: anybody can read it and start a process with it, so the
+/// user counts too. A process can't run without bearing it, so nothing is missed,
 /// whenever the daemon that started it was killed.
 pub(crate) fn marked(prefix: &str) -> HvResult<Vec<Marked>> {
     let proc = Path::new("/proc");
+    let own = rustix::process::geteuid().as_raw();
     let mut all = Vec::new();
     for entry in fs::read_dir(proc).context("list", proc)?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if !entry.metadata().is_ok_and(|facts| facts.uid() == own) {
+            continue;
+        }
         // A process that ends meanwhile, or a zombie, has no command line.
         let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
         if let Some(vm) = vm_name(&line, prefix) {

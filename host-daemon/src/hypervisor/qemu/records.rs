@@ -26,7 +26,7 @@ use super::image::Format;
 use super::qmp::commands::StateForm;
 use crate::hypervisor::{CheckpointFacts, VmDefinition};
 use crate::model::ids::{CheckpointId, TemplateId, VmId};
-use crate::model::template::{CloneMethod, TemplateSpec};
+use crate::model::template::{Boot, CloneMethod, TemplateSpec};
 
 /// A disk overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -192,6 +192,33 @@ impl References {
 }
 
 impl TemplateRecord {
+    /// The files it was made from, and what was recorded of them.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&PathBuf, &FileFacts)> {
+        let (kernel, initrd) = match &self.spec.boot {
+            Boot::Kernel { kernel, initrd, .. } => (Some(kernel), initrd.as_ref()),
+            Boot::Bios | Boot::Uefi => (None, None),
+        };
+        [(&self.spec.disk_path, &self.disk)]
+            .into_iter()
+            .chain(kernel.zip(self.kernel.as_ref()))
+            .chain(initrd.zip(self.initrd.as_ref()))
+    }
+
+    /// Records that a file of the same content was touched.
+    pub(crate) fn restamp(&mut self, path: &Path, now: &FileFacts) {
+        if self.spec.disk_path == path {
+            self.disk = now.clone();
+        }
+        if let Boot::Kernel { kernel, initrd, .. } = &self.spec.boot {
+            if kernel == path {
+                self.kernel = Some(now.clone());
+            }
+            if initrd.as_deref() == Some(path) {
+                self.initrd = Some(now.clone());
+            }
+        }
+    }
+
     /// What it names.
     pub(crate) fn references(&self) -> References {
         let mut all = References::default();

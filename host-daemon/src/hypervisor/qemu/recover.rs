@@ -7,8 +7,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::backend::{Inner, Live, Template, Vm, lock};
@@ -30,9 +30,8 @@ impl Inner {
     /// Reads the records, takes processes on, removes what nobody names.
     pub(crate) async fn recover(self: &Arc<Self>) -> HvResult<Vec<Found>> {
         for record in records::<TemplateRecord>(&self.paths.data.join("templates"), "template.json")? {
-            let (id, record) = (record.id.clone(), Mutex::new(record));
-            let template = Arc::new(Template { record });
-            if let Err(error) = self.check_image(&template) {
+            let (id, template) = (record.id.clone(), Arc::new(Template::new(record)));
+            if let Err(error) = self.check_image(&template).await {
                 // Its VMs can't be used until the file is back; each use says so again.
                 tracing::error!(template = %id, %error, "template can't be used");
             }
@@ -84,7 +83,9 @@ impl Inner {
                 all.insert(found.vm, process);
             } else {
                 tracing::warn!(pid = found.pid, vm = %found.vm, "ending a vm process that nobody owns");
-                process.kill().await?;
+                if let Err(error) = process.kill().await {
+                    tracing::error!(pid = found.pid, %error, "it does not end");
+                }
             }
         }
         Ok(all)

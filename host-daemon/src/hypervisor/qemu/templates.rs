@@ -1,7 +1,7 @@
 //! Golden disks and what is prepared from them.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::backend::{Inner, Template, Vm, blocking, lock};
 use super::error::{Context, io_error};
@@ -59,7 +59,7 @@ impl Inner {
             file_bytes: record.disk.bytes(),
             sha256: record.disk.sha256.clone(),
         };
-        lock(&self.templates).insert(id.clone(), Arc::new(Template { record: Mutex::new(record) }));
+        lock(&self.templates).insert(id.clone(), Arc::new(Template::new(record)));
         Ok(facts)
     }
 
@@ -93,26 +93,29 @@ impl Inner {
 
     /// Makes sure that what VMs of a template stand on is what was registered. Reads the files only when their size,
     /// time or inode differ from the record.
-    pub(crate) fn check_image(&self, template: &Template) -> HvResult<()> {
-        let mut record = lock(&template.record);
-        let mut touched = false;
-        let TemplateRecord { spec, disk, kernel, initrd, .. } = &mut *record;
-        let mut all = vec![(&spec.disk_path, disk)];
-        if let Boot::Kernel { kernel: path, initrd: initrd_path, .. } = &spec.boot {
-            all.extend(kernel.as_mut().map(|facts| (path, facts)));
-            all.extend(initrd_path.as_ref().zip(initrd.as_mut()));
+    pub(crate) async fn check_image(&self, template: &Template) -> HvResult<()> {
+        if lock(&template.record).files().all(|(path, facts)| facts.is_untouched(path)) {
+            return Ok(());
         }
-        for (path, facts) in all {
-            match facts.check(path) {
-                Check::Same => {}
-                Check::Touched(now) => {
-                    *facts = now;
-                    touched = true;
+        let _checking = template.checking.lock().await;
+        let record = lock(&template.record).clone();
+        let checked = blocking(move || {
+            let mut touched = Vec::new();
+            for (path, facts) in record.files() {
+                match facts.check(path) {
+                    Check::Same => {}
+                    Check::Touched(now) => touched.push((path.clone(), now)),
+                    Check::Changed => return Err(HvError::ImageChanged { path: path.clone() }),
                 }
-                Check::Changed => return Err(HvError::ImageChanged { path: path.clone() }),
             }
+            Ok(touched)
+        });
+        let touched = checked.await?;
+        let mut record = lock(&template.record);
+        for (path, now) in &touched {
+            record.restamp(path, now);
         }
-        if touched {
+        if !touched.is_empty() {
             files::write_json(&self.paths.template_record(&record.id), &*record, Durability::Daemon)?;
         }
         Ok(())

@@ -95,6 +95,15 @@ impl Actor {
         }
     }
 
+    /// Refuses a command whose caller's right to the VM was looked at before the VM was leased or given back.
+    pub(in crate::orchestrator) fn still_held_by(&self, lease: Option<&LeaseId>) -> Result<()> {
+        if self.row.lease.as_ref() == lease {
+            return Ok(());
+        }
+        Err(Error::new(Reason::VmBusy, format!("vm {} was leased or given back meanwhile", self.row.id))
+            .with("vm", &self.row.id))
+    }
+
     /// Ends whatever lease there is on the VM.
     pub(in crate::orchestrator) async fn revoke(&mut self, reason: &str) -> Result<()> {
         if let Some(lease) = self.row.lease.clone() {

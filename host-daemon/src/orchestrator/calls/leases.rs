@@ -32,7 +32,7 @@ impl Orchestrator {
     pub async fn acquire(&self, caller: &Caller, request: Acquire) -> Result<Granted> {
         let shared = self.open()?;
         let _under_way = shared.leases.under_way.token();
-        let _lock = shared.leases.lock(request.request.as_ref()).await;
+        let turn = shared.leases.lock(request.request.as_ref()).await;
         if let Some(lease) = answered(shared, request.request.as_ref()).await? {
             return self.granted_before(caller, lease).await;
         }
@@ -40,7 +40,7 @@ impl Orchestrator {
         let ttl = lease_life(&pool, request.ttl, pool.spec.default_ttl)?;
         let asked = Instant::now();
         let mut lease = new_lease(caller, &request, ttl)?;
-        let mut unanswered = Unanswered::new(shared, request.request.as_ref());
+        let mut unanswered = Unanswered::new(shared, request.request.as_ref(), turn);
         let mut replaced = 0;
         let mut waited = None;
         // Nobody has seen the lease before it is granted once; then a VM that fails it is replaced beneath it.

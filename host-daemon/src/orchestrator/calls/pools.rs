@@ -11,7 +11,7 @@ use crate::model::ids::PoolId;
 use crate::model::query::Page;
 use crate::model::record::{Pool, TemplateState};
 use crate::orchestrator::actor::Actor;
-use crate::orchestrator::request::{CreatePool, UpdatePool};
+use crate::orchestrator::request::{Caller, CreatePool, UpdatePool};
 use crate::orchestrator::view::PoolView;
 use crate::orchestrator::{Orchestrator, pools};
 use crate::store::StoreError;
@@ -109,11 +109,19 @@ impl Orchestrator {
     /// Deletes a pool with its VMs, and answers when they are gone. It goes on when the caller does not wait.
     ///
     /// # Errors
-    /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::PoolHasLeases`] without `force`.
-    pub async fn delete_pool(&self, id: &PoolId, force: bool, etag: Option<u64>) -> Result<()> {
+    /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::PoolHasLeases`] without `force`, [`Reason::LeaseNotYours`]
+    /// with it.
+    pub async fn delete_pool(
+        &self,
+        caller: &Caller,
+        id: &PoolId,
+        force: bool,
+        etag: Option<u64>,
+    ) -> Result<()> {
         let this = self.clone();
-        let id = id.clone();
-        let over = self.to_the_end(async move { this.delete_pool_now(&id, force, etag).await }).await?;
+        let (caller, id) = (caller.clone(), id.clone());
+        let over =
+            self.to_the_end(async move { this.delete_pool_now(&caller, &id, force, etag).await }).await?;
         if let Some(over) = over {
             over.cancelled().await;
         }
@@ -123,6 +131,7 @@ impl Orchestrator {
 
     async fn delete_pool_now(
         &self,
+        caller: &Caller,
         id: &PoolId,
         force: bool,
         etag: Option<u64>,
@@ -132,6 +141,16 @@ impl Orchestrator {
         check_etag("pool", id.as_str(), etag, pool.version)?;
         if !force {
             self.refuse_leases(id)?;
+        } else if !caller.admin {
+            let mut others = 0;
+            shared.registry.each_of(id, |row| {
+                let not_theirs = |lease| !shared.leases.is_holder(lease, &caller.name);
+                others += usize::from(row.lease.as_ref().is_some_and(not_theirs));
+            });
+            if others > 0 {
+                let why = format!("{others} vms of pool {id} are leased by somebody else");
+                return Err(Error::new(Reason::LeaseNotYours, why).with("pool", id));
+            }
         }
         pool.deleting = true;
         pool.updated = Timestamp::now();

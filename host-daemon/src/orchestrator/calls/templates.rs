@@ -40,6 +40,8 @@ impl Orchestrator {
             None => TemplateId::new(made_id("template"))
                 .map_err(|e| Error::field("template_id", e.to_string()))?,
         };
+        // Reading a large disk takes minutes; meanwhile nobody else may begin a template of that name.
+        let Some(_name) = shared.importing.begin(&id) else { return Err(Error::exists("template", &id)) };
         if shared.store.template(&id).await?.is_some() {
             return Err(Error::exists("template", &id));
         }
@@ -73,10 +75,7 @@ impl Orchestrator {
         };
         let inserted = shared.store.insert_template(&template, &operation, request.request.as_ref()).await;
         if let Err(error) = inserted {
-            // Of two at the same time only one got the name, and the other's import is the same files.
-            if !matches!(error, StoreError::Exists("template")) {
-                shared.hv.delete_template(&id).await?;
-            }
+            shared.hv.delete_template(&id).await?;
             return Err(taken("template", &id)(error));
         }
         let cancel = shared.stopping.child_token();

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{answered, check_etag, made_id, taken};
 use crate::hypervisor::{Origin, Stop, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
-use crate::model::ids::{CLEAN, CheckpointId, VmId};
+use crate::model::ids::{CLEAN, CheckpointId, LeaseId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::{Page, VmFilter};
 use crate::model::record::Pending;
@@ -34,12 +34,19 @@ impl Orchestrator {
     pub async fn vms(&self, filter: &VmFilter, page: &Page) -> Result<Vec<VmView>> {
         let mut views = Vec::new();
         for row in self.0.store.vms(filter, page).await? {
-            // Gone since the store was read.
-            let Ok(handle) = self.0.registry.get(&row.id) else { continue };
-            let mut view = self.vm_view(&handle).await;
-            // What the filter saw is what it shows.
-            view.vm = crate::model::record::Vm { ip_address: view.vm.ip_address, ..row };
-            views.push(view);
+            views.push(match self.0.registry.get(&row.id) {
+                Ok(handle) => {
+                    let view = self.vm_view(&handle).await;
+                    // What the filter saw is what it shows.
+                    let vm = crate::model::record::Vm { ip_address: view.vm.ip_address, ..row };
+                    VmView { vm, ..view }
+                }
+                // Gone since the store was read, but a page must not be shorter than the store's.
+                Err(_) => {
+                    let files = crate::hypervisor::VmFiles::default();
+                    VmView { vm: row, guest: None, pid: None, resident_bytes: 0, files }
+                }
+            });
         }
         Ok(views)
     }
@@ -113,6 +120,10 @@ impl Orchestrator {
             leases::end(shared, &lease, EndedAs::Revoked, "its vm was deleted", Some(Pending::Delete))
                 .await?;
         }
+        if handle.look(|row| row.state == VmState::Provisioning && row.forked_from.is_some()) {
+            // Its files are being made by another VM's actor.
+            return Err(busy(id, VmState::Provisioning));
+        }
         let _under_way = shared.leases.under_way.token();
         match handle.call(|vm| Box::pin(vm.delete())).await {
             // What was pending has done it already.
@@ -154,10 +165,14 @@ impl Orchestrator {
         let handle = Actor::spawn(shared, row);
         let forked = source.call(move |vm| Box::pin(vm.fork(definition))).await;
         match forked {
-            Ok(()) => {
-                handle.call(|vm| Box::pin(vm.forked())).await?;
-                Ok(self.vm_view(&handle).await)
-            }
+            Ok(()) => match handle.call(|vm| Box::pin(vm.forked())).await {
+                Ok(()) => Ok(self.vm_view(&handle).await),
+                Err(error) => {
+                    // Nobody will own what was made.
+                    shared.hv.delete(&new).await?;
+                    Err(error)
+                }
+            },
             Err(error) => {
                 if let Some(request) = &fork.request {
                     shared.store.forget_request(request.id).await?;
@@ -202,7 +217,11 @@ impl Orchestrator {
         let vm = take.vm.clone();
         let described =
             shared.store.insert_checkpoint(&vm, id.as_str(), &take.description, take.request.as_ref()).await;
-        described.map_err(taken("checkpoint", &id))?;
+        if let Err(error) = described {
+            let (unowned, wanted) = (handle.handle.clone(), id.clone());
+            unowned.call(move |vm| Box::pin(vm.delete_checkpoint(wanted))).await?;
+            return Err(taken("checkpoint", &id)(error));
+        }
         Ok(CheckpointView {
             id: id.to_string(),
             description: take.description,
@@ -285,23 +304,21 @@ impl Orchestrator {
     {
         let shared = self.open()?;
         let _under_way = shared.leases.under_way.token();
-        let handle = self.usable(caller, id)?;
-        handle.call(command).await?;
+        let usable = self.usable(caller, id)?;
+        usable.call(command).await?;
+        let handle = usable.handle;
         arrived(&handle, shared.settings.boot_timeout, shared.settings.agent_timeout).await;
         Ok(self.vm_view(&handle).await)
     }
 
     /// A VM the caller may use, and that nobody else is moving.
-    fn usable(&self, caller: &Caller, id: &VmId) -> Result<Handle> {
+    fn usable(&self, caller: &Caller, id: &VmId) -> Result<Usable> {
         let handle = self.permitted(caller, id)?;
-        let state = handle.look(|row| row.state);
+        let (state, lease) = handle.look(|row| (row.state, row.lease.clone()));
         if state.is_transient() {
-            return Err(Error::new(Reason::VmBusy, format!("vm {id} is {state}, another move is under way"))
-                .with("vm", id)
-                .with("state", state)
-                .retry_after(Duration::from_millis(200)));
+            return Err(busy(id, state));
         }
-        Ok(handle)
+        Ok(Usable { handle, lease })
     }
 
     /// A VM that nobody else has leased.
@@ -341,6 +358,42 @@ impl Orchestrator {
             vm,
         }
     }
+}
+
+/// A VM that its caller may use as long as its lease is the same.
+struct Usable {
+    handle: Handle,
+    lease: Option<LeaseId>,
+}
+
+impl Usable {
+    fn look<T>(&self, f: impl FnOnce(&crate::model::record::Vm) -> T) -> T {
+        self.handle.look(f)
+    }
+
+    /// Runs a command in the VM's actor, unless somebody leased the VM, or gave it back, before its turn came.
+    async fn call<R, F>(&self, command: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: for<'a> FnOnce(&'a mut Actor) -> BoxFuture<'a, Result<R>> + Send + 'static,
+    {
+        let lease = self.lease.clone();
+        let checked = self.handle.call(move |vm| {
+            let same = vm.still_held_by(lease.as_ref());
+            Box::pin(async move {
+                same?;
+                command(vm).await
+            })
+        });
+        checked.await
+    }
+}
+
+fn busy(id: &VmId, state: VmState) -> Error {
+    Error::new(Reason::VmBusy, format!("vm {id} is {state}, another move is under way"))
+        .with("vm", id)
+        .with("state", state)
+        .retry_after(Duration::from_millis(200))
 }
 
 /// A move that ends running is over when the guest's agent answers, so that the next call finds it. A guest whose agent

@@ -124,6 +124,31 @@ async fn a_caller_who_goes_away_at_any_moment_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_repeat_right_after_its_caller_went_away_gets_a_lease_that_stays() {
+    let bench = Bench::with_pool(1).await;
+    for steps in 0..60u32 {
+        let asked = Acquire { request: Some(request("acquire")), ..wanted(LONG) };
+        {
+            let caller = admin();
+            let mut acquire = pin!(bench.o.acquire(&caller, asked.clone()));
+            for _ in 0..steps {
+                if acquire.as_mut().now_or_never().is_some() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        let granted = bench.o.acquire(&admin(), asked).await.unwrap_or_else(|error| panic!("{steps}: {error}"));
+        assert!(granted.lease.receipt.is_some());
+        bench.check().await;
+        let lease = bench.o.lease(&granted.lease.id).await.expect("lease");
+        assert_eq!(lease.ended, None, "after {steps} steps");
+        release(&bench.o, &granted, ReleasePolicy::Reset).await;
+        bench.ready("desk", 1).await;
+    }
+}
+
+#[tokio::test]
 async fn a_vm_that_fails_its_receipt_is_replaced_and_kept_out_of_use() {
     let bench = Bench::with_pool(2).await;
     bench.world.fail("resume", &[Fault::Refused]);

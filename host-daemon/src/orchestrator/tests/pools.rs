@@ -41,12 +41,12 @@ async fn a_pool_with_leases_goes_only_by_force_and_its_name_is_free_at_once() {
     let vm = granted.vm.vm.id.clone();
     let refused = bench.o.delete_vm(&admin(), &vm, false, None).await.expect_err("leased");
     assert_eq!(refused.reason, Reason::VmLeased);
-    let refused = bench.o.delete_pool(&id("desk"), false, None).await.expect_err("leased");
+    let refused = bench.o.delete_pool(&admin(), &id("desk"), false, None).await.expect_err("leased");
     assert_eq!(refused.reason, Reason::PoolHasLeases);
     let in_use = bench.o.delete_template(&id("linux"), None).await.expect_err("used");
     assert_eq!(in_use.reason, Reason::TemplateInUse);
 
-    bench.o.delete_pool(&id("desk"), true, None).await.expect("forced");
+    bench.o.delete_pool(&admin(), &id("desk"), true, None).await.expect("forced");
     assert_eq!(bench.o.pool(&id("desk")).await.expect_err("gone").reason, Reason::NotFound);
     let lease = bench.o.lease(&granted.lease.id).await.expect("kept");
     assert_eq!(lease.ended, Some(crate::model::lease::EndedAs::Revoked));
@@ -54,7 +54,7 @@ async fn a_pool_with_leases_goes_only_by_force_and_its_name_is_free_at_once() {
         bench.o.create_pool(pool("desk", 1)).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
         let granted = bench.acquire().await.unwrap_or_else(|error| panic!("round {round}: {error}"));
         assert_eq!(granted.lease.pool, id("desk"));
-        bench.o.delete_pool(&id("desk"), true, None).await.expect("forced");
+        bench.o.delete_pool(&admin(), &id("desk"), true, None).await.expect("forced");
     }
     assert!(bench.world.names().is_empty(), "{:?}", bench.world.names());
     bench.check().await;
@@ -69,7 +69,7 @@ async fn callers_who_wait_for_a_pool_that_goes_are_told() {
     let o = bench.o.clone();
     let waiting = tokio::spawn(async move { o.acquire(&admin(), wanted(LONG)).await });
     status_when(&bench.o, "desk", "waiting", |status| status.waiting == 1).await;
-    bench.o.delete_pool(&id("desk"), true, None).await.expect("forced");
+    bench.o.delete_pool(&admin(), &id("desk"), true, None).await.expect("forced");
     let error = waiting.await.expect("ran").expect_err("no pool");
     assert_eq!(error.reason, Reason::NotFound);
 }

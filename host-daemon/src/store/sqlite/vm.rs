@@ -194,13 +194,17 @@ impl Sqlite {
         request: Option<&RequestId>,
     ) -> StoreResult<()> {
         let mut tx = self.begin().await?;
-        sqlx::query("INSERT INTO checkpoints (vm, id, description) VALUES (?, ?, ?)")
-            .bind(vm.as_str())
-            .bind(id)
-            .bind(description)
-            .execute(&mut *tx)
-            .await
-            .map_err(insert("checkpoint"))?;
+        // The hypervisor knows which there are. A description may be left over from one that a crash came between.
+        sqlx::query(
+            "INSERT INTO checkpoints (vm, id, description) VALUES (?, ?, ?)
+             ON CONFLICT (vm, id) DO UPDATE SET description = excluded.description",
+        )
+        .bind(vm.as_str())
+        .bind(id)
+        .bind(description)
+        .execute(&mut *tx)
+        .await
+        .map_err(insert("checkpoint"))?;
         answer(&mut tx, request, id, jiff::Timestamp::now()).await?;
         tx.commit().await.map_err(database("commit"))
     }
