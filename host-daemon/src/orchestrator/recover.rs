@@ -18,6 +18,7 @@ use super::actor::Actor;
 use super::{leases, pools};
 use crate::hypervisor::{Found, Observed};
 use crate::model::error::{Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::VmId;
 use crate::model::lease::EndedAs;
 use crate::model::query::{LeaseFilter, Page, VmFilter};
@@ -45,7 +46,8 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Result<()> {
             match observed {
                 None if matches!(row.state, VmState::Provisioning | VmState::Deleting) => {
                     tracing::info!(vm = %row.id, state = %row.state, "forgotten, it has no files");
-                    shared.store.delete_vm(&row.id).await?;
+                    let event = Event::of_vm(EventKind::VmDeleted, &row, "it has no files", "");
+                    shared.store.delete_vm(&row.id, event).await?;
                 }
                 observed => {
                     let observed = observed.unwrap_or_else(|| Observed::Broken("its files are gone".into()));
@@ -121,7 +123,8 @@ async fn forget_templates(shared: &Shared) -> Result<()> {
                 // Its operation has failed, and a failed preparation leaves nothing behind.
                 TemplateState::Preparing | TemplateState::Deleting => {
                     shared.hv.delete_template(&template.id).await?;
-                    shared.store.delete_template(&template.id).await?;
+                    let event = Event::of_template(EventKind::TemplateDeleted, &template, INTERRUPTED, "");
+                    shared.store.delete_template(&template.id, event).await?;
                 }
             }
         }

@@ -1,9 +1,10 @@
 use super::*;
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::{LeaseFilter, Page, VmFilter};
 use crate::model::record::{
-    Availability, Lease, Operation, Outcome, Phase, Pool, PoolSpec, Template, TemplateState, Vm,
+    Availability, Lease, Operation, Outcome, Phase, Pool, PoolSpec, Template, TemplateState, Vm, Work,
 };
 use crate::model::screen::Size;
 use crate::model::template::{Boot, Network, TemplateSpec};
@@ -16,6 +17,11 @@ fn id<T: TryFrom<String>>(text: &str) -> T {
 
 fn now() -> Timestamp {
     Timestamp::from_microsecond(1_700_000_000_123_456).expect("in range")
+}
+
+/// Some event; what it says is of no interest to the store.
+fn event() -> Event {
+    Event::of_pool(EventKind::PoolChanged, &pool(), "tester")
 }
 
 fn template() -> Template {
@@ -50,7 +56,7 @@ fn template() -> Template {
 fn operation() -> Operation {
     Operation {
         id: "template-1".into(),
-        template: id("linux"),
+        work: Work::CreateTemplate(id("linux")),
         phase: Phase::Booting,
         outcome: None,
         created: now(),
@@ -140,10 +146,10 @@ async fn open(dir: &tempfile::TempDir) -> Sqlite {
 async fn filled() -> (tempfile::TempDir, Sqlite) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(&dir).await;
-    store.insert_template(&template(), &operation(), None).await.expect("template");
-    store.insert_pool(&pool(), None).await.expect("pool");
-    store.insert_vm(&vm("browsers-0", 10), None).await.expect("vm");
-    store.insert_vm(&vm("browsers-1", 11), None).await.expect("vm");
+    store.insert_template(&template(), &operation(), None, event()).await.expect("template");
+    store.insert_pool(&pool(), None, event()).await.expect("pool");
+    store.insert_vm(&vm("browsers-0", 10), None, event()).await.expect("vm");
+    store.insert_vm(&vm("browsers-1", 11), None, event()).await.expect("vm");
     (dir, store)
 }
 
@@ -171,12 +177,12 @@ async fn two_leases_never_get_one_vm() {
     let free = vm("browsers-0", 10);
     let first = lease("l-1", 20, &free);
     let second = lease("l-2", 21, &free);
-    store.grant(&leased(&free, &first), &first, None).await.expect("the first gets it");
-    let stale = store.grant(&leased(&free, &second), &second, None).await;
+    store.grant(&leased(&free, &first), &first, None, event()).await.expect("the first gets it");
+    let stale = store.grant(&leased(&free, &second), &second, None, event()).await;
     assert!(matches!(stale, Err(StoreError::Changed("vm"))), "{stale:?}");
     let mut forced = leased(&free, &second);
     forced.version += 1;
-    let forced = store.grant(&forced, &second, None).await;
+    let forced = store.grant(&forced, &second, None, event()).await;
     assert!(matches!(forced, Err(StoreError::Exists("lease"))), "{forced:?}");
     let kept = store.vm(&free.id).await.expect("read").expect("there");
     assert_eq!(kept.lease, Some(first.id), "the loser's write was rolled back whole");
@@ -188,21 +194,21 @@ async fn a_lease_moves_to_another_vm_and_ends_once() {
     let (a, b) = (vm("browsers-0", 10), vm("browsers-1", 11));
     let mut held = lease("l-1", 20, &a);
     let bad = leased(&a, &held);
-    store.grant(&bad, &held, None).await.expect("granted");
+    store.grant(&bad, &held, None, event()).await.expect("granted");
     let quarantined =
         Vm { availability: Availability::Quarantined, lease: None, version: bad.version + 1, ..bad };
-    store.update_vm(&quarantined).await.expect("quarantined");
+    store.update_vm(&quarantined, event()).await.expect("quarantined");
     held.vm = b.id.clone();
     let good = leased(&b, &held);
-    store.grant(&good, &held, None).await.expect("moved");
+    store.grant(&good, &held, None, event()).await.expect("moved");
     assert_eq!(store.lease(&held.id).await.expect("read").expect("there").vm, b.id);
 
     let ended = Lease { ended: Some(EndedAs::Expired), ended_at: Some(now()), ..held.clone() };
     let free = Vm { availability: Availability::Idle, lease: None, version: good.version + 1, ..good };
-    store.end_lease(Some(&free), &ended).await.expect("ended");
-    let again = store.end_lease(None, &ended).await;
+    store.end_lease(Some(&free), &ended, vec![event()]).await.expect("ended");
+    let again = store.end_lease(None, &ended, vec![event()]).await;
     assert!(matches!(again, Err(StoreError::Changed("lease"))), "{again:?}");
-    let renewed = store.renew_lease(&held.id, Duration::from_secs(1), now()).await;
+    let renewed = store.renew_lease(&held.id, Duration::from_secs(1), now(), "tester").await;
     assert!(matches!(renewed, Err(StoreError::Changed("lease"))), "an ended lease is not renewed");
     assert!(store.leases(&LeaseFilter::default(), &ALL).await.expect("list").is_empty());
     let all = LeaseFilter { show_ended: true, pool: None };
@@ -215,8 +221,8 @@ async fn expiry_tells_what_is_due_and_what_comes_next() {
     let (a, b) = (vm("browsers-0", 10), vm("browsers-1", 11));
     let first = lease("l-1", 20, &a);
     let later = Lease { expires: now() + Duration::from_secs(600), ..lease("l-2", 21, &b) };
-    store.grant(&leased(&a, &first), &first, None).await.expect("granted");
-    store.grant(&leased(&b, &later), &later, None).await.expect("granted");
+    store.grant(&leased(&a, &first), &first, None, event()).await.expect("granted");
+    store.grant(&leased(&b, &later), &later, None, event()).await.expect("granted");
     let (due, next) = store.expired_leases(now() + Duration::from_secs(60)).await.expect("read");
     assert_eq!(due, [first]);
     assert_eq!(next, Some(later.expires));
@@ -225,19 +231,19 @@ async fn expiry_tells_what_is_due_and_what_comes_next() {
 #[tokio::test]
 async fn references_and_request_ids_hold() {
     let (_dir, store) = filled().await;
-    let used = store.delete_template(&id::<TemplateId>("linux")).await;
+    let used = store.delete_template(&id::<TemplateId>("linux"), event()).await;
     assert!(matches!(used, Err(StoreError::Referred(_))), "{used:?}");
     assert!(store.template_in_use(&id("linux")).await.expect("read"));
-    let full = store.delete_pool(&id::<PoolId>("browsers")).await;
+    let full = store.delete_pool(&id::<PoolId>("browsers"), event()).await;
     assert!(matches!(full, Err(StoreError::Referred(_))), "{full:?}");
 
     let request = RequestId { id: Uuid::from_u128(99), fingerprint: "f".into() };
     let other = Pool { id: id("other"), uid: Uuid::from_u128(3), ..pool() };
-    store.insert_pool(&other, Some(&request)).await.expect("made");
+    store.insert_pool(&other, Some(&request), event()).await.expect("made");
     let answered = store.answered(request.id).await.expect("read").expect("answered");
     assert_eq!(answered.resource, "other");
     let third = Pool { id: id("third"), uid: Uuid::from_u128(4), ..pool() };
-    let reused = store.insert_pool(&third, Some(&request)).await;
+    let reused = store.insert_pool(&third, Some(&request), event()).await;
     assert!(matches!(reused, Err(StoreError::Exists("request"))), "{reused:?}");
     assert_eq!(store.pool(&id("third")).await.expect("read"), None, "the pool was rolled back too");
 }
@@ -259,7 +265,7 @@ async fn pages_filters_and_numbers() {
 async fn a_second_writer_of_one_version_is_told() {
     let (_dir, store) = filled().await;
     let next = Vm { state: VmState::Resuming, version: 2, ..vm("browsers-0", 10) };
-    store.update_vm(&next).await.expect("the first");
-    let second = store.update_vm(&next).await;
+    store.update_vm(&next, event()).await.expect("the first");
+    let second = store.update_vm(&next, event()).await;
     assert!(matches!(second, Err(StoreError::Changed("vm"))), "{second:?}");
 }
