@@ -4,7 +4,7 @@
 //! file or the new one and never half of one.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -124,9 +124,21 @@ impl Store {
     }
 }
 
+/// Whether a file begins as SQLite's do; an empty one will do too.
+fn is_database(path: &Path) -> bool {
+    const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut start));
+    read.is_ok() && path.is_file() && (start.is_empty() || start == MAGIC)
+}
+
 fn copy(db: &Connection, to: &Path, overwrite: bool) -> Result<u64, CopyError> {
     if !overwrite && to.exists() {
         return Err(CopyError::Exists(to.to_owned()));
+    }
+    if to.exists() && !is_database(to) {
+        // A slip of the finger must not cost a file of somebody else's.
+        return Err(CopyError::NotAStore { path: to.to_owned(), why: "it is not replaced" });
     }
     let file = beside(to)?;
     let path = file.path().to_string_lossy().into_owned();
@@ -164,7 +176,8 @@ pub fn restore(from: &Path, config: &StoreConfig) -> Result<Option<PathBuf>, Cop
     prepare(file.path(), from)?;
     file.as_file().sync_all().map_err(io("make durable", file.path()))?;
 
-    let kept = to.exists().then(|| with_ending(to, &format!(".replaced-{}", Timestamp::now().as_second())));
+    let kept =
+        to.exists().then(|| with_ending(to, &format!(".replaced-{}", Timestamp::now().as_microsecond())));
     if let Some(kept) = &kept {
         // The old database stays in its place until the rename: a start in between must not find none, or it would
         // take all VMs for strangers.

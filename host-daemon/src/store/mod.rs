@@ -83,3 +83,6 @@ impl From<StoreError> for crate::model::error::Error {
         Self::internal(crate::model::error::Reason::StoreFailed, "the store failed", error)
     }
 }
+
+#[cfg(test)]
+mod upgrade_tests;
