@@ -7,6 +7,7 @@
 //!
 //! `hvkubed` is this and a command line; `examples/embedded.rs` shows it in another program.
 
+mod restore;
 mod state_dir;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
+pub use restore::{RestoreError, restore};
 pub use state_dir::StateDirError;
 
 use crate::api::serve::{self, ListenError};

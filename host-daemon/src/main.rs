@@ -5,7 +5,7 @@ mod log;
 mod signals;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use hvkube_host::api::tokens::Tokens;
 use hvkube_host::config::load::{self, Loaded, Sources};
 use hvkube_host::config::{Config, show};
-use hvkube_host::daemon::Daemon;
+use hvkube_host::daemon::{self, Daemon};
 
 /// Host daemon of hyperv-kube: pools of clean desktop VMs, served over gRPC.
 #[derive(Parser)]
@@ -64,6 +64,11 @@ enum Command {
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Put a copy of the store back, taken with `hvkube host backup`; the daemon must be stopped
+    Restore {
+        /// The copy
+        file: PathBuf,
     },
     /// Print the version
     Version,
@@ -135,6 +140,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Config { default: false }) => print(&show::effective(&cli.settings.load()?)),
         Some(Command::Token { command }) => token(command, &cli.settings.load()?.config),
+        Some(Command::Restore { file }) => restore(file, &cli.settings.load()?.config),
         Some(Command::Version) => print(&format!("hvkubed {}\n", env!("CARGO_PKG_VERSION"))),
     }
 }
@@ -155,6 +161,15 @@ fn token(command: &TokenCommand, config: &Config) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn restore(file: &Path, config: &Config) -> anyhow::Result<ExitCode> {
+    let kept = daemon::restore(config, file)?;
+    eprintln!("restored {} from {}", config.store.path.display(), file.display());
+    if let Some(kept) = kept {
+        eprintln!("the store before is kept as {}", kept.display());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print(text: &str) -> anyhow::Result<ExitCode> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod cp;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod host;
 pub(crate) mod input;
@@ -25,6 +26,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Outcome {
         Command::Pool(action) => pool::run(context, action).await,
         Command::Vm(action) => vm::run(context, *action).await,
         Command::Lease(action) => lease::run(context, action).await,
+        Command::Events(action) => events::run(context, action).await,
         Command::Host(action) => host::run(context, action).await,
         Command::Operation(action) => operation::run(context, action).await,
         Command::Completions(args) => misc::completions(&args),

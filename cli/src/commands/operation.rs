@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use hvkube_proto::google::longrunning::Operation;
+use hvkube_sdk::v1::BackupStoreResponse;
 use hvkube_sdk::{Client, qualify, template_progress};
 
 use crate::args::{ListArgs, OutputArgs};
 use crate::context::Context;
-use crate::output::{self, human};
+use crate::output::{self, backup, human};
 use crate::report::{Failure, Outcome};
 use crate::watch;
 
@@ -52,8 +53,15 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         }
         Action::Wait { name, output } => {
             let operation = client.get_operation(&qualify("operations", &name)).await?;
-            let template = follow(context, client, operation, "operation").await?;
-            output::result(&template, context.format(output))?;
+            if backup(&operation).is_some() {
+                let progress = context.progress("copying the store");
+                let made: BackupStoreResponse = client.wait_operation(operation, |_| {}).await?;
+                drop(progress);
+                output::result(&made, context.format(output))?;
+            } else {
+                let template = follow(context, client, operation, "operation").await?;
+                output::result(&template, context.format(output))?;
+            }
         }
         Action::Cancel { name } => {
             let name = qualify("operations", &name);
@@ -64,7 +72,7 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for an operation that makes a template, and shows how far it is. The only kind there is so far.
+/// Waits for an operation that makes a template, and shows how far it is.
 pub(crate) async fn follow(
     context: &Context,
     client: &Client,

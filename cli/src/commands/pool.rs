@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use hvkube_sdk::v1::Pool;
+use hvkube_sdk::v1::{Pool, WatchPoolsRequest};
 use hvkube_sdk::{Client, ProtoDuration, qualify};
 
 use crate::args::{ListArgs, OutputArgs};
@@ -167,6 +167,9 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         }
         Action::List { list } => {
             let client = context.client().await?;
+            if list.watch {
+                return watch::follow(context, list, client.watch_pools(WatchPoolsRequest::default())).await;
+            }
             return watch::list(context, list, || client.list_pools()).await;
         }
         Action::Get { name, output } => {

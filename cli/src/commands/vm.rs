@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use hvkube_sdk::v1::{StopMode, Vm, VmState};
+use hvkube_sdk::v1::{StopMode, Vm, VmState, WatchVmsRequest};
 
 use crate::args::{ListArgs, OutputArgs};
 use crate::commands::{checkpoint, cp, exec, input, screen};
@@ -137,6 +137,14 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
     match action {
         Action::List { pool, states, list } => {
             let client = context.client().await?;
+            if list.watch {
+                let request = WatchVmsRequest {
+                    pool: pool.unwrap_or_default(),
+                    states: states.into_iter().map(i32::from).collect(),
+                    ..WatchVmsRequest::default()
+                };
+                return watch::follow(context, list, client.watch_vms(request)).await;
+            }
             return watch::list(context, list, || client.list_vms(pool.as_deref(), &states)).await;
         }
         Action::Info { name, output } => {

@@ -75,13 +75,17 @@ pub(crate) fn is_for_people(format: Format) -> bool {
 
 /// Prints resources.
 pub(crate) fn list<T: Resource>(items: &[T], format: Format) -> io::Result<()> {
-    let items: Vec<&T> = items.iter().collect();
+    list_of(&items.iter().collect::<Vec<_>>(), format)
+}
+
+/// The same with items that are somebody else's.
+pub(crate) fn list_of<T: Resource>(items: &[&T], format: Format) -> io::Result<()> {
     let text = match format {
-        Format::Table => table::render(&items, Level::Table, true),
-        Format::Wide => table::render(&items, Level::Wide, true),
-        Format::Json => json::list(&items, true)?,
-        Format::Yaml => json::list(&items, false)?,
-        Format::Name => names(&items),
+        Format::Table => table::render(items, Level::Table, true),
+        Format::Wide => table::render(items, Level::Wide, true),
+        Format::Json => json::list(items, true)?,
+        Format::Yaml => json::list(items, false)?,
+        Format::Name => names(items),
     };
     write(&text)
 }
@@ -132,6 +136,8 @@ pub(crate) fn write(text: &str) -> io::Result<()> {
 fn names<T: Resource>(items: &[&T]) -> String {
     items.iter().map(|item| format!("{}\n", item.name())).collect()
 }
+
+pub(crate) use resources::backup;
 
 /// JSON of several resources under names of their own, for answers that hold more than one.
 pub(crate) use json::{Named, together};

@@ -3,9 +3,10 @@
 use hvkube_proto::google::longrunning::{Operation, operation};
 use hvkube_sdk::template_progress;
 use hvkube_sdk::v1::{
-    Checkpoint, Host, Lease, LeaseState, NetworkMode, Pool, Template, TemplateState, Vm, VmAvailability,
-    VmState,
+    BackupStoreMetadata, BackupStoreResponse, Checkpoint, Event, EventKind, Host, Lease, LeaseState,
+    NetworkMode, Pool, Template, TemplateState, Vm, VmAvailability, VmState,
 };
+use prost::Message as _;
 
 use crate::output::human::{age, bytes, enum_name, mib, proto_duration, short, some, time, until, yes};
 use crate::output::{Column, Level, Resource, Tone};
@@ -292,10 +293,10 @@ impl Resource for Operation {
         columns! {
             "NAME" Table |op| short(&op.name);
             "STATE" Table |op| operation_state(op).to_owned();
-            "PHASE" Table |op| template_progress(op).map(|p| enum_name(&p.phase)).unwrap_or_default();
+            "PHASE" Table |op| template_progress(op).map(|p| p.phase).or(backup(op).map(|b| b.phase)).map(|phase| enum_name(&phase)).unwrap_or_default();
             "PROGRESS" Table |op| template_progress(op).map(|p| format!("{}%", p.progress_percent)).unwrap_or_default();
-            "ABOUT" Table |op| template_progress(op).map(|p| p.template).unwrap_or_default();
-            "AGE" Table |op| age(template_progress(op).and_then(|p| p.create_time).as_ref());
+            "ABOUT" Table |op| template_progress(op).map(|p| p.template).or(backup(op).map(|b| b.path)).unwrap_or_default();
+            "AGE" Table |op| age(template_progress(op).and_then(|p| p.create_time).or(backup(op).and_then(|b| b.create_time)).as_ref());
             "ERROR" Wide |op| match &op.result {
                 Some(operation::Result::Error(status)) => status.message.clone(),
                 _ => String::new(),
@@ -317,5 +318,75 @@ fn operation_state(op: &Operation) -> &'static str {
         (false, _) => "running",
         (true, Some(operation::Result::Error(_))) => "failed",
         (true, _) => "done",
+    }
+}
+
+/// How far a backup is; `None` for operations of another kind.
+pub(crate) fn backup(op: &Operation) -> Option<BackupStoreMetadata> {
+    let any = op.metadata.as_ref()?;
+    if any.type_url.rsplit('/').next() != Some("hvkube.v1.BackupStoreMetadata") {
+        return None;
+    }
+    BackupStoreMetadata::decode(any.value.as_slice()).ok()
+}
+
+impl Resource for BackupStoreResponse {
+    const MESSAGE: &'static str = "hvkube.v1.BackupStoreResponse";
+    const PLURAL: &'static str = "backups";
+
+    fn name(&self) -> &str {
+        &self.path
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "FILE" Table |backup| backup.path.clone();
+            "SIZE" Table |backup| bytes(backup.size_bytes);
+        }
+    }
+}
+
+impl Resource for Event {
+    const MESSAGE: &'static str = "hvkube.v1.Event";
+    const PLURAL: &'static str = "events";
+
+    fn name(&self) -> &str {
+        &self.revision
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "TIME" Table |event| time(event.time.as_ref());
+            "KIND" Table |event| enum_name(event.kind().as_str_name());
+            "ABOUT" Table |event| about(event);
+            "CHANGE" Table |event| change(event);
+            "TOOK" Table |event| proto_duration(event.duration);
+            "BY" Table |event| if event.actor.is_empty() { "daemon".to_owned() } else { event.actor.clone() };
+            "CAUSE" Table |event| event.cause.clone();
+            "POOL" Wide |event| short(&event.pool);
+            "LEASE" Wide |event| short(&event.lease);
+            "REVISION" Wide |event| event.revision.clone();
+        }
+    }
+
+    fn tone(&self) -> Tone {
+        match (self.kind(), self.to_state()) {
+            (EventKind::VmQuarantined, _) | (_, VmState::Error) => Tone::Bad,
+            _ => Tone::Plain,
+        }
+    }
+}
+
+/// What an event is about, the most particular first.
+fn about(event: &Event) -> String {
+    let all = [&event.vm, &event.lease, &event.pool, &event.template];
+    all.into_iter().find(|name| !name.is_empty()).cloned().unwrap_or_default()
+}
+
+/// From where to where.
+fn change(event: &Event) -> String {
+    match (event.from_state(), event.to_state()) {
+        (VmState::Unspecified, VmState::Unspecified) => enum_name(event.lease_state().as_str_name()),
+        (from, to) => format!("{} -> {}", enum_name(from.as_str_name()), enum_name(to.as_str_name())),
     }
 }

@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 
 use super::tokens::Tokens;
 use crate::model::error::{Error, Reason};
+use crate::orchestrator::asked_by;
 use crate::orchestrator::request::Caller;
 
 /// Health is for load balancers and supervisors, which have no token.
@@ -25,8 +26,9 @@ pub(crate) async fn check(State(tokens): State<Arc<Tokens>>, mut request: Reques
     match caller(&tokens, request.headers()) {
         Ok(caller) => {
             let span = tracing::debug_span!("call", path = request.uri().path(), caller = caller.name);
+            let name = caller.name.clone();
             request.extensions_mut().insert(caller);
-            next.run(request).instrument(span).await
+            asked_by(&name, next.run(request)).instrument(span).await
         }
         Err(error) => Status::from(error).into_http(),
     }

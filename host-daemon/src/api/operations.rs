@@ -10,7 +10,7 @@ use super::deadline::Deadline;
 use super::fields;
 use super::page::Paging;
 use crate::model::error::{Class, Error, Result as DomainResult};
-use crate::model::record::{Operation, Outcome};
+use crate::model::record::{Operation, Outcome, Work};
 use crate::orchestrator::Orchestrator;
 
 pub(crate) struct Operations(pub(crate) Orchestrator);
@@ -23,8 +23,8 @@ const ANSWER_TIME: Duration = Duration::from_millis(100);
 impl Operations {
     /// The operation with what it made.
     async fn answer(&self, operation: &Operation) -> DomainResult<lro::Operation> {
-        let made = match &operation.outcome {
-            Some(Outcome::Ready) => match self.0.template(&operation.template).await {
+        let made = match (&operation.outcome, &operation.work) {
+            (Some(Outcome::Ready), Work::CreateTemplate(template)) => match self.0.template(template).await {
                 Ok(template) => Some(template),
                 Err(error) if error.class() == Class::NotFound => None,
                 Err(error) => return Err(error),

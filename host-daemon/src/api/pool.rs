@@ -3,7 +3,7 @@
 use hvkube_proto::v1;
 use tonic::{Request, Response, Status};
 
-use super::convert::pool;
+use super::convert::{pool, watch};
 use super::page::Paging;
 use super::{auth, fields};
 use crate::orchestrator::Orchestrator;
@@ -12,6 +12,16 @@ pub(crate) struct PoolService(pub(crate) Orchestrator);
 
 #[tonic::async_trait]
 impl v1::pool_service_server::PoolService for PoolService {
+    type WatchPoolsStream = watch::ResponseStream<v1::WatchPoolsResponse>;
+
+    async fn watch_pools(
+        &self,
+        request: Request<v1::WatchPoolsRequest>,
+    ) -> Result<Response<Self::WatchPoolsStream>, Status> {
+        let (only, from) = watch::pools(request.get_ref())?;
+        Ok(watch::answer(self.0.watch_pools(only, from)?, watch::pool_delta))
+    }
+
     async fn create_pool(
         &self,
         request: Request<v1::CreatePoolRequest>,

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 use uuid::Uuid;
 
-use crate::model::error::{Class, Error};
+use crate::model::error::{Class, Error, chain};
 
 /// Domain of all reasons.
 pub const DOMAIN: &str = "hvkube.dev";
@@ -81,6 +81,7 @@ fn code(class: Class) -> Code {
         Class::ResourceExhausted => Code::ResourceExhausted,
         Class::Unavailable => Code::Unavailable,
         Class::DeadlineExceeded => Code::DeadlineExceeded,
+        Class::OutOfRange => Code::OutOfRange,
         Class::Internal => Code::Internal,
     }
 }
@@ -99,18 +100,6 @@ fn resource(metadata: &HashMap<String, String>) -> Option<(String, String)> {
         _ => id.clone(),
     };
     Some((format!("{DOMAIN}/{kind}"), name))
-}
-
-/// An error and everything beneath it, in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 fn clip(text: &str, max: usize) -> String {

@@ -28,6 +28,22 @@ struct Probe;
 
 #[tonic::async_trait]
 impl HostService for Probe {
+    type WatchEventsStream = tokio_stream::Empty<Result<v1::WatchEventsResponse, Status>>;
+
+    async fn watch_events(
+        &self,
+        _: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
+
+    async fn backup_store(
+        &self,
+        _: Request<v1::BackupStoreRequest>,
+    ) -> Result<Response<hvkube_proto::google::longrunning::Operation>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
         assert!(!request.metadata().contains_key("grpc-timeout"), "tonic would answer it with CANCELLED");
         if request.get_ref().name == "hang" {

@@ -3,7 +3,7 @@
 use hvkube_proto::v1;
 use tonic::{Request, Response, Status};
 
-use super::convert::vm;
+use super::convert::{vm, watch};
 use super::page::Paging;
 use super::{auth, fields};
 use crate::model::error::Result as DomainResult;
@@ -21,6 +21,16 @@ fn answer(view: DomainResult<VmView>) -> Answer {
 
 #[tonic::async_trait]
 impl v1::vm_service_server::VmService for VmService {
+    type WatchVmsStream = watch::ResponseStream<v1::WatchVmsResponse>;
+
+    async fn watch_vms(
+        &self,
+        request: Request<v1::WatchVmsRequest>,
+    ) -> Result<Response<Self::WatchVmsStream>, Status> {
+        let (wanted, from) = watch::vms(request.get_ref())?;
+        Ok(watch::answer(self.0.watch_vms(wanted, from)?, watch::vm_delta))
+    }
+
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Answer {
         let id = fields::name("name", "vms", &request.get_ref().name)?;
         answer(self.0.vm(&id).await)

@@ -201,6 +201,9 @@ fn check(config: &Config, origins: &BTreeMap<String, String>) -> Result<(), Conf
     if config.orchestrator.provision_parallel == 0 {
         return refuse("orchestrator.provision_parallel", "must be at least 1");
     }
+    if config.orchestrator.keep_events_max == 0 {
+        return refuse("orchestrator.keep_events_max", "must be at least 1");
+    }
     if crate::model::ids::VmId::new(&config.orchestrator.host_id).is_err() {
         return refuse("orchestrator.host_id", "must be 2 to 63 characters of a-z, 0-9 and -");
     }
@@ -299,7 +302,7 @@ mod tests {
     }
 
     fn refusal(sources: &Sources) -> String {
-        crate::api::status::chain(&load(sources).expect_err("refused"))
+        crate::model::error::chain(&load(sources).expect_err("refused"))
     }
 
     #[test]
@@ -359,6 +362,7 @@ mod tests {
             ("[orchestrator]\nboot_timeout = '-3s'", "\"-3s\" is negative"),
             ("[orchestrator]\nboot_timeout = 'soon'", "write it like 300ms, 90s or 1h 30m"),
             ("[orchestrator]\nprovision_parallel = 0", "must be at least 1"),
+            ("[orchestrator]\nkeep_events_max = 0", "must be at least 1"),
             ("[log]\nlevel = 'a=b=c'", "log.level ("),
             ("listen", "is no TOML: TOML parse error at line 1"),
         ] {

@@ -113,6 +113,11 @@ pub struct Orchestrator {
     /// See [`Settings::keep_ended`].
     #[serde(with = "duration")]
     pub keep_ended: Duration,
+    /// See [`Settings::keep_events`].
+    #[serde(with = "duration")]
+    pub keep_events: Duration,
+    /// See [`Settings::keep_events_max`].
+    pub keep_events_max: u64,
     /// See [`Settings::apply_identity`].
     pub apply_identity: bool,
 }
@@ -198,6 +203,8 @@ impl Config {
                 provision_parallel: settings.provision_parallel,
                 keep_broken: settings.keep_broken,
                 keep_ended: settings.keep_ended,
+                keep_events: settings.keep_events,
+                keep_events_max: settings.keep_events_max,
                 apply_identity: settings.apply_identity,
             },
             store: Store { path: PathBuf::new(), synchronous: true },
@@ -243,6 +250,10 @@ impl Config {
             provision_parallel: from.provision_parallel,
             keep_broken: from.keep_broken,
             keep_ended: from.keep_ended,
+            keep_events: from.keep_events,
+            keep_events_max: from.keep_events_max,
+            watch_bookmark: Settings::default().watch_bookmark,
+            watch_patience: Settings::default().watch_patience,
             save_on_shutdown: self.shutdown.save_vms,
             drain_timeout: self.shutdown.moves_timeout,
             apply_identity: from.apply_identity,

@@ -69,6 +69,11 @@ pub(super) const KEYS: &[Key] = &[
         "orchestrator.keep_ended",
         "How long ended leases, finished operations and answered requests are kept.",
     ),
+    key("orchestrator.keep_events", "How long events are kept."),
+    key(
+        "orchestrator.keep_events_max",
+        "Most events that are kept, whatever their age; a million take about 200 MB.",
+    ),
     key("orchestrator.apply_identity", "Give every clone a hostname, machine id and MAC address of its own."),
     key("store.path", "Database file. Empty: hvkube.db in state_dir."),
     key("store.synchronous", "Commits wait for the disk. Off only for tests."),

@@ -29,6 +29,8 @@ pub enum Class {
     Unavailable,
     /// The time is over.
     DeadlineExceeded,
+    /// What was asked for is no longer, or not yet, there.
+    OutOfRange,
     /// A bug, or a broken host.
     Internal,
 }
@@ -113,10 +115,12 @@ reasons! {
     VmBusy = "VM_BUSY", Aborted;
     /// The agent was lost in the middle of a batch.
     InputOutcomeUnknown = "INPUT_OUTCOME_UNKNOWN", Aborted;
+    /// A watch was not read in time; go on from its last revision.
+    WatchTooSlow = "WATCH_TOO_SLOW", Aborted;
+    /// Only the admin token may.
+    AdminOnly = "ADMIN_ONLY", PermissionDenied;
     /// Somebody else holds the lease.
     LeaseNotYours = "LEASE_NOT_YOURS", PermissionDenied;
-    /// Only the admin token may do this.
-    AdminOnly = "ADMIN_ONLY", PermissionDenied;
     /// The desktop user may not.
     GuestPermissionDenied = "GUEST_PERMISSION_DENIED", PermissionDenied;
     /// No token, or an unknown one.
@@ -129,6 +133,8 @@ reasons! {
     AgentNotConnected = "AGENT_NOT_CONNECTED", Unavailable;
     /// The daemon is stopping.
     ShuttingDown = "SHUTTING_DOWN", Unavailable;
+    /// What happened since that revision is no longer known; begin anew.
+    RevisionGone = "REVISION_GONE", OutOfRange;
     /// A deadline passed.
     DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded;
     /// The hypervisor failed.
@@ -251,6 +257,19 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
     }
+}
+
+/// An error and everything beneath it, in one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Domain types, legal state transitions and policies, as pure data and functions: no I/O, no proto, no SQL.
 
 pub mod error;
+pub mod event;
 pub mod ids;
 pub mod input;
 pub mod input_rules;

@@ -201,8 +201,8 @@ pub struct Lease {
 pub struct Operation {
     /// Made by the server: `{kind}-{uuid}`.
     pub id: String,
-    /// The template it makes.
-    pub template: TemplateId,
+    /// What it is for.
+    pub work: Work,
     /// What it is doing.
     pub phase: Phase,
     /// How it ended; absent: it goes on.
@@ -213,7 +213,36 @@ pub struct Operation {
     pub updated: Timestamp,
 }
 
-/// Steps of preparing a template.
+/// What an operation is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Work {
+    /// Making a template.
+    CreateTemplate(TemplateId),
+    /// Copying the store.
+    BackupStore(Backup),
+}
+
+impl std::fmt::Display for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::CreateTemplate(template) => write!(f, "making template {template}"),
+            Self::BackupStore(backup) => write!(f, "copying the store to {}", backup.path),
+        }
+    }
+}
+
+/// A copy of the store.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Backup {
+    /// The file, on the host.
+    pub path: String,
+    /// A file of that name is replaced.
+    pub overwrite: bool,
+    /// Its size; 0 until it is done.
+    pub size_bytes: u64,
+}
+
+/// Steps of long work: of preparing a template, but for the last but one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Reading and hashing the golden disk.
@@ -226,6 +255,8 @@ pub enum Phase {
     Settling,
     /// Memory and disk are being frozen.
     Saving,
+    /// The store is being copied.
+    Copying,
     /// Finished.
     Done,
 }
@@ -240,6 +271,7 @@ impl Phase {
             Self::WaitingForAgent => "WAITING_FOR_AGENT",
             Self::Settling => "SETTLING",
             Self::Saving => "SAVING",
+            Self::Copying => "COPYING",
             Self::Done => "DONE",
         }
     }
@@ -248,7 +280,7 @@ impl Phase {
     #[must_use]
     pub fn percent(self) -> u32 {
         match self {
-            Self::CheckingDisk => 0,
+            Self::CheckingDisk | Self::Copying => 0,
             Self::Booting => 5,
             Self::WaitingForAgent => 10,
             Self::Settling => 80,
@@ -260,9 +292,17 @@ impl Phase {
     /// The reverse of [`Phase::as_str`].
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::CheckingDisk, Self::Booting, Self::WaitingForAgent, Self::Settling, Self::Saving, Self::Done]
-            .into_iter()
-            .find(|phase| phase.as_str() == text)
+        [
+            Self::CheckingDisk,
+            Self::Booting,
+            Self::WaitingForAgent,
+            Self::Settling,
+            Self::Saving,
+            Self::Copying,
+            Self::Done,
+        ]
+        .into_iter()
+        .find(|phase| phase.as_str() == text)
     }
 }
 

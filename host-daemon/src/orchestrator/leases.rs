@@ -13,8 +13,10 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::actor::Handle;
+use super::asked::asker;
 use crate::guest::{GuestError, Session};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::LeaseId;
 use crate::model::lease::{Check, CheckKind, EndedAs, Receipt};
 use crate::model::query::RequestId;
@@ -174,7 +176,8 @@ pub(super) async fn end(
         lease.ended = Some(ended);
         why.clone_into(&mut lease.end_reason);
         lease.ended_at = Some(Timestamp::now());
-        match shared.store.end_lease(None, &lease).await {
+        let event = Event::of_lease(EventKind::LeaseEnded, &lease, &asker());
+        match shared.store.end_lease(None, &lease, vec![event]).await {
             Ok(()) => {
                 shared.leases.ended(id);
                 return Ok(lease);

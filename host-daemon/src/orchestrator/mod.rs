@@ -10,6 +10,7 @@
 //! domain errors.
 
 mod actor;
+mod asked;
 mod calls;
 mod errors;
 mod leases;
@@ -21,6 +22,7 @@ mod registry;
 pub mod request;
 pub mod settings;
 pub mod view;
+pub mod watch;
 
 use std::sync::Arc;
 
@@ -28,6 +30,8 @@ use jiff::Timestamp;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use asked::asked_by;
 
 use crate::display::Encoders;
 use crate::hypervisor::{Event, Hypervisor};
@@ -53,6 +57,7 @@ struct Shared {
     encoders: Encoders,
     started: Timestamp,
     registry: Registry,
+    watches: watch::Watches,
     pools: Pools,
     leases: Leases,
     operations: Operations,
@@ -82,6 +87,7 @@ impl Orchestrator {
             encoders: Encoders::new(ENCODED_AT_ONCE),
             started: Timestamp::now(),
             registry: Registry::default(),
+            watches: watch::Watches::default(),
             pools: Pools::new(needs_memory),
             leases: Leases::default(),
             operations: Operations::default(),
@@ -95,6 +101,7 @@ impl Orchestrator {
             shared.tasks.spawn(dispatch(Arc::clone(&shared), events));
         }
         shared.tasks.spawn(leases::expire(Arc::clone(&shared)));
+        shared.tasks.spawn(watch::prune(Arc::clone(&shared)));
         Ok(Self(shared))
     }
 

@@ -19,6 +19,7 @@ use super::Shared;
 use super::actor::{Actor, Handle, is_ready};
 use super::view::PoolStatus;
 use crate::model::error::{Error, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::{PoolId, VmId};
 use crate::model::policy::{PoolHas, plan};
 use crate::model::record::{Availability, Pool, Template, TemplateState, Vm};
@@ -417,7 +418,8 @@ async fn insert(shared: &Arc<Shared>, pool: &Pool, template: &Template) -> Resul
     loop {
         let number = shared.store.take_vm_number(&pool.id).await?;
         let row = new_row(vm_id(&pool.id, number)?, template, Some(pool.id.clone()));
-        match shared.store.insert_vm(&row, None).await {
+        let event = Event::of_vm(EventKind::VmCreated, &row, &row.state_reason, "");
+        match shared.store.insert_vm(&row, None, event).await {
             Ok(()) => return Ok(Actor::spawn(shared, row)),
             // Somebody gave a fork that name: the next number.
             Err(crate::store::StoreError::Exists(_)) => {}
@@ -509,7 +511,7 @@ async fn dissolve(shared: &Arc<Shared>, pool: &Pool) -> Result<Next> {
     if any {
         return Ok(Next::Wait);
     }
-    shared.store.delete_pool(&pool.id).await?;
+    shared.store.delete_pool(&pool.id, Event::of_pool(EventKind::PoolDeleted, pool, "")).await?;
     tracing::info!(pool = %pool.id, "pool deleted");
     Ok(Next::Gone)
 }

@@ -12,6 +12,7 @@ use super::Shared;
 use crate::guest::{AttachParams, Attached, OpenOptions, connect};
 use crate::hypervisor::{Observed, Origin, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::VmId;
 use crate::model::input::SettleOptions;
 use crate::model::record::{Operation, Outcome, Phase, Template, TemplateState};
@@ -64,7 +65,8 @@ pub(super) async fn run(
             operation.phase = Phase::Done;
             operation.outcome = Some(Outcome::Ready);
             tracing::info!(template = %template.id, ?method, "template ready");
-            shared.store.update_template(&template).await.map_err(Error::from)
+            let event = Event::of_template(EventKind::TemplateReady, &template, "prepared", "");
+            shared.store.update_template(&template, event).await.map_err(Error::from)
         }
         Err(error) => {
             tracing::warn!(template = %template.id, error = &error as &dyn std::error::Error, "template failed");
@@ -73,7 +75,8 @@ pub(super) async fn run(
             } else {
                 Outcome::Failed { reason: error.reason.as_str().into(), message: error.to_string() }
             });
-            forget(&shared, &template).await
+            let why = if cancel.is_cancelled() { "cancelled".to_owned() } else { error.to_string() };
+            forget(&shared, &template, &why).await
         }
     };
     let recorded = recorded.and(shared.store.update_operation(&operation).await.map_err(Error::from));
@@ -84,9 +87,10 @@ pub(super) async fn run(
 }
 
 /// A template that failed leaves nothing behind but its operation.
-async fn forget(shared: &Shared, template: &Template) -> Result<()> {
+async fn forget(shared: &Shared, template: &Template, why: &str) -> Result<()> {
     shared.hv.delete_template(&template.id).await?;
-    shared.store.delete_template(&template.id).await?;
+    let event = Event::of_template(EventKind::TemplateDeleted, template, why, "");
+    shared.store.delete_template(&template.id, event).await?;
     Ok(())
 }
 
@@ -170,7 +174,7 @@ async fn stopped(shared: &Shared, vm: &VmId) -> Error {
 }
 
 async fn enter(shared: &Shared, operation: &mut Operation, phase: Phase) -> Result<()> {
-    tracing::info!(template = %operation.template, phase = phase.as_str(), "preparing");
+    tracing::info!(operation = %operation.work, phase = phase.as_str(), "preparing");
     operation.phase = phase;
     operation.updated = Timestamp::now();
     shared.store.update_operation(operation).await?;

@@ -18,6 +18,7 @@ use super::actor::Actor;
 use super::{leases, pools};
 use crate::hypervisor::{Found, Observed};
 use crate::model::error::{Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::VmId;
 use crate::model::lease::EndedAs;
 use crate::model::query::{LeaseFilter, Page, VmFilter};
@@ -46,7 +47,8 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Result<()> {
             match observed {
                 None if matches!(row.state, VmState::Provisioning | VmState::Deleting) => {
                     tracing::info!(vm = %row.id, state = %row.state, "forgotten, it has no files");
-                    shared.store.delete_vm(&row.id).await?;
+                    let event = Event::of_vm(EventKind::VmDeleted, &row, "it has no files", "");
+                    shared.store.delete_vm(&row.id, event).await?;
                 }
                 observed => {
                     let observed = observed.unwrap_or_else(|| Observed::Broken("its files are gone".into()));
@@ -122,13 +124,16 @@ async fn forget_templates(shared: &Shared) -> Result<()> {
                 // Its operation has failed, and a failed preparation leaves nothing behind. The row first: what no row
                 // claims is removed below, and a pool may have been made just before the row was to go.
                 TemplateState::Preparing | TemplateState::Deleting => {
-                    match shared.store.delete_template(&template.id).await {
+                    let event = Event::of_template(EventKind::TemplateDeleted, &template, INTERRUPTED, "");
+                    match shared.store.delete_template(&template.id, event).await {
                         Ok(()) => {}
                         Err(StoreError::Referred(_)) => {
                             template.state = TemplateState::Ready;
                             template.updated = Timestamp::now();
                             template.version += 1;
-                            shared.store.update_template(&template).await?;
+                            let why = "a pool was made just before it was to go";
+                            let event = Event::of_template(EventKind::TemplateReady, &template, why, "");
+                            shared.store.update_template(&template, event).await?;
                             known.push(template.id);
                         }
                         Err(error) => return Err(error.into()),

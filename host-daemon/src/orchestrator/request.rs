@@ -109,6 +109,17 @@ pub struct TakeCheckpoint {
     pub request: Option<RequestId>,
 }
 
+/// A copy of the store wanted.
+#[derive(Debug, Clone)]
+pub struct BackupStore {
+    /// The file, an absolute path on the host.
+    pub path: std::path::PathBuf,
+    /// Replace a file of that name.
+    pub overwrite: bool,
+    /// For a safe repeat.
+    pub request: Option<RequestId>,
+}
+
 /// Whose desktop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {

@@ -28,6 +28,14 @@ pub struct Settings {
     pub keep_broken: Duration,
     /// How long ended leases, finished operations and answered requests are kept.
     pub keep_ended: Duration,
+    /// How long events are kept.
+    pub keep_events: Duration,
+    /// Most events that are kept, whatever their age: a busy host has thousands a second. Each takes about 200 bytes.
+    pub keep_events_max: u64,
+    /// A watch that has nothing to say says so this often, which moves its revision on and shows that it lives.
+    pub watch_bookmark: Duration,
+    /// How long a reader of a watch may take nothing though there is something.
+    pub watch_patience: Duration,
     /// Save running VMs when the daemon stops, so that they go on afterwards; otherwise they keep running by themselves.
     pub save_on_shutdown: bool,
     /// How long moves under way get to finish when the daemon stops.
@@ -49,6 +57,10 @@ impl Default for Settings {
             provision_parallel: 4,
             keep_broken: Duration::from_secs(300),
             keep_ended: Duration::from_secs(24 * 3600),
+            keep_events: Duration::from_secs(24 * 3600),
+            keep_events_max: 1_000_000,
+            watch_bookmark: Duration::from_secs(15),
+            watch_patience: Duration::from_secs(30),
             save_on_shutdown: true,
             drain_timeout: Duration::from_secs(30),
             apply_identity: true,

@@ -1,13 +1,19 @@
-//! What must outlive the daemon: templates, pools, VMs, leases, operations and answered requests.
+//! What must outlive the daemon: templates, pools, VMs, leases, operations, answered requests, and what happened to them.
 //!
 //! The store keeps rows and enforces what a database can (uniqueness, references, one live lease per VM); it decides
 //! nothing. There is one API, [`Store`], and one module per database; SQLite is the one so far. A second one becomes an
-//! enum behind the same methods, not `sqlx::Any`, since locking differs (`BEGIN IMMEDIATE` here, `FOR UPDATE` there).
+//! enum behind the same methods, not `sqlx::Any`, since locking differs (one writer here, `FOR UPDATE` there).
+//!
+//! Every change is written together with its [`Event`](crate::model::event::Event), in one transaction, and shown to those
+//! who watch ([`Changes`]) once it is committed.
 
+mod changes;
+pub mod copy;
 mod sqlite;
 
 use std::path::PathBuf;
 
+pub use changes::{Behind, Changes};
 pub use sqlite::Sqlite as Store;
 
 /// How the store is opened.
@@ -32,6 +38,9 @@ pub enum StoreError {
     /// The row is not as the caller thought; nothing was written.
     #[error("{0} changed meanwhile")]
     Changed(&'static str),
+    /// Events that were asked for have been pruned.
+    #[error("the events behind revision {0} are gone")]
+    Compacted(u64),
     /// A stored value can't be read.
     #[error("column {column} holds {value:?}")]
     Damaged {
@@ -43,6 +52,9 @@ pub enum StoreError {
     /// The database is of a newer daemon, or a migration failed.
     #[error("migrate the database")]
     Migrate(#[source] sqlx::migrate::MigrateError),
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
     /// The database failed.
     #[error("{context}")]
     Database {
@@ -50,7 +62,7 @@ pub enum StoreError {
         context: &'static str,
         /// Why.
         #[source]
-        source: sqlx::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -71,3 +83,6 @@ impl From<StoreError> for crate::model::error::Error {
         Self::internal(crate::model::error::Reason::StoreFailed, "the store failed", error)
     }
 }
+
+#[cfg(test)]
+mod upgrade_tests;

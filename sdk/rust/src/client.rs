@@ -173,6 +173,11 @@ impl Client {
         Ok(answer.status() == ServingStatus::Serving)
     }
 
+    /// When calls are made again.
+    pub(crate) fn retry(&self) -> RetryPolicy {
+        self.shared.retry
+    }
+
     /// Deadline of calls that answer at once.
     pub(crate) fn quick(&self) -> Duration {
         self.shared.timeout

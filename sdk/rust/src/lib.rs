@@ -53,6 +53,7 @@ mod pools;
 mod retry;
 mod templates;
 mod vms;
+mod watch;
 
 pub use auth::{Bearer, TokenSource};
 pub use builder::{ClientBuilder, DEFAULT_ENDPOINT};
@@ -63,6 +64,7 @@ pub use local::{LocalDaemon, state_dir};
 pub use names::qualify;
 pub use operations::template_progress;
 pub use retry::RetryPolicy;
+pub use watch::Change;
 
 pub use hvkube_proto::v1;
 pub use hvkube_proto::v1::ReleasePolicy;

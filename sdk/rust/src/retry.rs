@@ -36,8 +36,13 @@ impl RetryPolicy {
         if made >= self.attempts {
             return None;
         }
+        Some(self.pause_before_next(made))
+    }
+
+    /// The same without an end, for what goes on until it works.
+    pub(crate) fn pause_before_next(&self, made: u32) -> Duration {
         let factor = 2u32.saturating_pow(made.saturating_sub(1));
-        Some(self.first_pause.saturating_mul(factor).min(self.max_pause))
+        self.first_pause.saturating_mul(factor).min(self.max_pause)
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use fake::{Fake, TOKEN};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use hvkube_sdk::desktop::{ExecEvent, WriteOptions};
-use hvkube_sdk::v1::{ScreenshotOptions, Template, VmState};
-use hvkube_sdk::{Client, Code, Error, Input, ReleasePolicy, RetryPolicy};
+use hvkube_sdk::v1::{ScreenshotOptions, Template, VmState, WatchEventsRequest, WatchVmsRequest};
+use hvkube_sdk::{Change, Client, Code, Error, Input, ReleasePolicy, RetryPolicy};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::oneshot;
@@ -249,4 +249,38 @@ async fn operations_are_followed_to_their_end() {
     let operation = client.create_template("broken", Template::default()).await.expect("started");
     let error = client.wait_operation::<Template>(operation, |_| {}).await.expect_err("fails");
     assert_eq!((error.code(), error.reason()), (Code::InvalidArgument, Some("DISK_NOT_AN_IMAGE")));
+}
+
+/// What a change tells, in short.
+fn told(change: Change<hvkube_sdk::v1::Vm>) -> String {
+    match change {
+        Change::Is(vm) => vm.name,
+        Change::Gone(name) => format!("-{name}"),
+        Change::Synced => "synced".into(),
+        Change::Restarted => "restarted".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_over_breaks_and_begins_anew_when_it_must() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let watch = client.watch_vms(WatchVmsRequest { pool: "browser".into(), ..Default::default() });
+    let changes: Vec<String> = watch.take(9).map_ok(told).try_collect().await.expect("goes on");
+    let (one, two, three) = ("vms/browser-1", "vms/browser-2", "vms/browser-3");
+    assert_eq!(
+        changes,
+        [one, two, "synced", three, "-vms/browser-1", "restarted", two, three, "synced"],
+        "a break is no news, what was missed is"
+    );
+    assert_eq!(fake.seen().watches, ["", "r2", "r4", ""]);
+}
+
+#[tokio::test]
+async fn a_watch_that_is_refused_says_so() {
+    let client = connected(&Fake::default(), "wrong").await;
+    let mut watch = std::pin::pin!(client.watch_events(WatchEventsRequest::default()));
+    let error = watch.next().await.expect("an item").expect_err("refused");
+    assert_eq!(error.code(), Code::Unauthenticated);
+    assert!(watch.next().await.is_none(), "that was all");
 }

@@ -3,7 +3,22 @@
 use hvkube_proto::v1;
 
 use super::{template, timestamp};
+use crate::api::fields;
+use crate::model::error::{Error, Result};
+use crate::orchestrator::request::{BackupStore, Caller};
 use crate::orchestrator::view::HostView;
+
+pub(crate) fn backup(caller: &Caller, request: &v1::BackupStoreRequest) -> Result<BackupStore> {
+    let path = fields::required_text("path", &request.path, fields::PATH)?;
+    if !std::path::Path::new(path).is_absolute() || path.ends_with('/') {
+        return Err(Error::field("path", "must be the absolute path of a file on the host"));
+    }
+    Ok(BackupStore {
+        path: path.into(),
+        overwrite: request.overwrite,
+        request: fields::request_id(caller, "BackupStore", request, |r| &mut r.request_id)?,
+    })
+}
 
 pub(crate) fn to_proto(host: &HostView) -> v1::Host {
     let can = &host.capabilities;

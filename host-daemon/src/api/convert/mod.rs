@@ -2,6 +2,7 @@
 //!
 //! What comes in is checked here, so that each refusal can name its field; what goes out can't fail.
 
+pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod input;
 pub(crate) mod lease;
@@ -11,6 +12,7 @@ pub(crate) mod process;
 pub(crate) mod screen;
 pub(crate) mod template;
 pub(crate) mod vm;
+pub(crate) mod watch;
 
 use std::time::Duration;
 

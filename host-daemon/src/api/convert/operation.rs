@@ -9,7 +9,7 @@ use tonic::Code;
 use super::{any, template, timestamp};
 use crate::api::{fields, status};
 use crate::model::error::{Error, Reason, Result};
-use crate::model::record::{Operation, Outcome, Template};
+use crate::model::record::{Operation, Outcome, Template, Work};
 
 /// `operations/{operation}`; the ids are the server's, so only their characters are checked.
 pub(crate) fn id(name: &str) -> Result<&str> {
@@ -25,39 +25,59 @@ pub(crate) fn id(name: &str) -> Result<&str> {
 
 /// `template` is the one that the operation made, where it is done and the template still exists.
 pub(crate) fn to_proto(operation: &Operation, made: Option<&Template>) -> Proto {
-    let metadata = v1::CreateTemplateMetadata {
-        template: format!("templates/{}", operation.template),
-        phase: operation.phase.as_str().into(),
-        progress_percent: operation.phase.percent(),
-        create_time: Some(timestamp(operation.created)),
+    let metadata = match &operation.work {
+        Work::CreateTemplate(template) => any(
+            "hvkube.v1.CreateTemplateMetadata",
+            &v1::CreateTemplateMetadata {
+                template: format!("templates/{template}"),
+                phase: operation.phase.as_str().into(),
+                progress_percent: operation.phase.percent(),
+                create_time: Some(timestamp(operation.created)),
+            },
+        ),
+        Work::BackupStore(backup) => any(
+            "hvkube.v1.BackupStoreMetadata",
+            &v1::BackupStoreMetadata {
+                path: backup.path.clone(),
+                phase: operation.phase.as_str().into(),
+                create_time: Some(timestamp(operation.created)),
+            },
+        ),
     };
     Proto {
         name: format!("operations/{}", operation.id),
-        metadata: Some(any("hvkube.v1.CreateTemplateMetadata", &metadata)),
+        metadata: Some(metadata),
         done: operation.outcome.is_some(),
         result: operation.outcome.as_ref().map(|outcome| result(operation, outcome, made)),
     }
 }
 
 fn result(operation: &Operation, outcome: &Outcome, made: Option<&Template>) -> ProtoResult {
-    let id = &operation.template;
-    match (outcome, made) {
-        (Outcome::Ready, Some(made)) => {
+    match (outcome, &operation.work, made) {
+        (Outcome::Ready, Work::CreateTemplate(_), Some(made)) => {
             ProtoResult::Response(any("hvkube.v1.Template", &template::to_proto(made)))
         }
-        (Outcome::Ready, None) => {
+        (Outcome::Ready, Work::CreateTemplate(id), None) => {
             let message = format!("template {id} was made and deleted since");
             failed(&Error::new(Reason::NotFound, message).with("kind", "template").with("id", id))
         }
-        (Outcome::Failed { reason, message }, _) => {
+        (Outcome::Ready, Work::BackupStore(backup), _) => {
+            let done = v1::BackupStoreResponse { path: backup.path.clone(), size_bytes: backup.size_bytes };
+            ProtoResult::Response(any("hvkube.v1.BackupStoreResponse", &done))
+        }
+        (Outcome::Failed { reason, message }, work, _) => {
             let known = Reason::ALL.iter().find(|known| known.as_str() == reason);
             let reason = known.copied().unwrap_or(Reason::Internal);
+            let error = Error::new(reason, message);
             // Logged when it happened, so not again.
-            failed(&Error::new(reason, message).with("template", id))
+            failed(&match work {
+                Work::CreateTemplate(id) => error.with("template", id),
+                Work::BackupStore(backup) => error.with("path", &backup.path),
+            })
         }
-        (Outcome::Cancelled, _) => ProtoResult::Error(rpc::Status {
+        (Outcome::Cancelled, work, _) => ProtoResult::Error(rpc::Status {
             code: Code::Cancelled.into(),
-            message: format!("making template {id} was cancelled"),
+            message: format!("{work} was cancelled"),
             details: Vec::new(),
         }),
     }
@@ -83,7 +103,7 @@ mod tests {
     fn operation(outcome: Option<Outcome>) -> Operation {
         Operation {
             id: "create-template-1".into(),
-            template: "debian".parse().expect("an id"),
+            work: Work::CreateTemplate("debian".parse().expect("an id")),
             phase: Phase::Booting,
             outcome,
             created: Timestamp::UNIX_EPOCH,

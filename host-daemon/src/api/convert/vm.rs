@@ -38,14 +38,21 @@ pub(crate) fn stop(request: &v1::StopVmRequest) -> Result<(VmId, Stop)> {
 }
 
 pub(crate) fn filter(request: &v1::ListVmsRequest) -> Result<VmFilter> {
+    Ok(VmFilter {
+        pool: fields::optional_name("pool", "pools", &request.pool)?,
+        states: states(&request.states)?,
+    })
+}
+
+pub(super) fn states(wanted: &[i32]) -> Result<Vec<VmState>> {
     let mut states = Vec::new();
-    for (i, state) in request.states.iter().enumerate() {
+    for (i, state) in wanted.iter().enumerate() {
         let field = format!("states[{i}]");
         let state = fields::one_of(&field, *state, v1::VmState::as_str_name)?;
         states
             .push(from_state(state).ok_or_else(|| Error::field(field, "VM_STATE_UNSPECIFIED is no state"))?);
     }
-    Ok(VmFilter { pool: fields::optional_name("pool", "pools", &request.pool)?, states })
+    Ok(states)
 }
 
 pub(crate) fn fork(caller: &Caller, request: &v1::ForkVmRequest) -> Result<Fork> {
@@ -133,7 +140,7 @@ pub(crate) fn checkpoint(vm: &VmId, view: &CheckpointView) -> v1::Checkpoint {
     }
 }
 
-fn state(state: VmState) -> v1::VmState {
+pub(super) fn state(state: VmState) -> v1::VmState {
     match state {
         VmState::Provisioning => v1::VmState::Provisioning,
         VmState::Booting => v1::VmState::Booting,

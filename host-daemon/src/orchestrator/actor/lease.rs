@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::Actor;
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::LeaseId;
 use crate::model::lease::EndedAs;
 use crate::model::query::RequestId;
@@ -33,7 +34,8 @@ impl Actor {
             row.lease = Some(lease.id.clone());
             row.clean = false;
         });
-        match self.shared.store.grant(&next, &lease, request.as_ref()).await {
+        let event = Event::of_lease(EventKind::LeaseGranted, &lease, &lease.holder);
+        match self.shared.store.grant(&next, &lease, request.as_ref(), event).await {
             Ok(()) => {
                 self.shared.leases.granted(&lease);
                 self.show(next);
@@ -80,7 +82,11 @@ impl Actor {
                     }
                 })
             });
-            match self.shared.store.end_lease(next.as_ref(), &lease).await {
+            let mut events = vec![Event::of_lease(EventKind::LeaseEnded, &lease, &self.asker)];
+            // The end of the lease tells the rest; a move is one of its own.
+            let moved = next.as_ref().filter(|next| next.state != self.row.state);
+            events.extend(moved.map(|next| Event::vm_changed(&self.row, next, &self.asker)));
+            match self.shared.store.end_lease(next.as_ref(), &lease, events).await {
                 Ok(()) => {}
                 // Renewed since it was read: renewing does not come by the actor.
                 Err(StoreError::Changed("lease")) => continue,

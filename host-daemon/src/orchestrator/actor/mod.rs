@@ -24,11 +24,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Shared;
 use crate::display::Hub;
-use crate::hypervisor::{Event, Observed, Run};
+use crate::hypervisor::{Event as HvEvent, Observed, Run};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::Event;
 use crate::model::ids::VmId;
 use crate::model::record::{Availability, Pending, Vm};
 use crate::model::vm::VmState;
+use crate::orchestrator::asked::asker;
 use crate::orchestrator::view::GuestView;
 pub(super) use lease::is_ready;
 pub(super) use link::Link;
@@ -46,7 +48,7 @@ type Command = Box<dyn for<'a> FnOnce(&'a mut Actor) -> BoxFuture<'a, ()> + Send
 pub(super) struct Handle {
     pub(super) id: VmId,
     commands: mpsc::Sender<Command>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<HvEvent>,
     row: watch::Receiver<Vm>,
     run: watch::Receiver<Option<Run>>,
     guest: watch::Receiver<GuestView>,
@@ -87,8 +89,10 @@ impl Handle {
         F: for<'a> FnOnce(&'a mut Actor) -> BoxFuture<'a, Result<R>> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
+        let asker = asker();
         let boxed: Command = Box::new(move |actor| {
             Box::pin(async move {
+                actor.asker = asker;
                 // The caller may have gone; what was done stays done.
                 let _ = reply.send(command(actor).await);
             })
@@ -98,7 +102,7 @@ impl Handle {
     }
 
     /// Hands over something that happened to the VM.
-    pub(super) async fn tell(&self, event: Event) {
+    pub(super) async fn tell(&self, event: HvEvent) {
         // An actor that has ended needs no news.
         let _ = self.events.send(event).await;
     }
@@ -113,6 +117,8 @@ pub(super) struct Actor {
     shared: Arc<Shared>,
     row: Vm,
     run: Option<Run>,
+    /// In whose name the present command is done.
+    asker: Arc<str>,
     published: watch::Sender<Vm>,
     running: watch::Sender<Option<Run>>,
     link: Arc<Link>,
@@ -145,6 +151,7 @@ impl Actor {
             shared: Arc::clone(shared),
             row,
             run: None,
+            asker: Arc::default(),
             published,
             running,
             link,
@@ -164,6 +171,7 @@ impl Actor {
                     },
                 }
                 actor.work_off_pending().await;
+                actor.asker = Arc::default();
             }
             actor.link.close().await;
             gone.close();
@@ -174,7 +182,8 @@ impl Actor {
     /// Writes a change of the row and shows it to everybody. On failure nothing is changed.
     async fn write(&mut self, change: impl FnOnce(&mut Vm)) -> Result<()> {
         let next = self.next(change);
-        self.shared.store.update_vm(&next).await?;
+        let event = Event::vm_changed(&self.row, &next, &self.asker);
+        self.shared.store.update_vm(&next, event).await?;
         self.show(next);
         Ok(())
     }
@@ -252,8 +261,8 @@ impl Actor {
     }
 
     /// Something happened to the VM by itself.
-    async fn on_event(&mut self, event: Event) {
-        let Event::Exited { run, reason, clean, .. } = event;
+    async fn on_event(&mut self, event: HvEvent) {
+        let HvEvent::Exited { run, reason, clean, .. } = event;
         if self.run.is_some_and(|own| own.number != run.number) || self.run.is_none() {
             // Of a run that a command has ended already.
             return;

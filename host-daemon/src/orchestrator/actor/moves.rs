@@ -10,6 +10,7 @@ use super::{Actor, illegal};
 use crate::guest::Session;
 use crate::hypervisor::{Observed, Origin, Rest, Run, Stop, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::record::{Availability, Pending};
 use crate::model::vm::VmState;
 
@@ -270,7 +271,12 @@ impl Actor {
         if let Err(error) = self.shared.hv.delete(&self.row.id).await {
             return Err(self.failed("delete", error.into()).await);
         }
-        self.shared.store.delete_vm(&self.row.id).await?;
+        let cause = &self.row.state_reason;
+        let event = Event {
+            duration: Some(Timestamp::now().duration_since(self.row.state_since).unsigned_abs()),
+            ..Event::of_vm(EventKind::VmDeleted, &self.row, cause, &self.asker)
+        };
+        self.shared.store.delete_vm(&self.row.id, event).await?;
         self.deleted = true;
         self.shared.registry.remove(&self.row.id);
         self.shared.pools.vm_gone(&self.row);

@@ -6,6 +6,12 @@ use crate::orchestrator::Orchestrator;
 use crate::orchestrator::view::HostView;
 
 impl Orchestrator {
+    /// Id of this host.
+    #[must_use]
+    pub fn host_id(&self) -> &str {
+        &self.0.settings.host_id
+    }
+
     /// What this host is and has.
     ///
     /// # Errors

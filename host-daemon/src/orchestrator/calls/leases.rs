@@ -13,6 +13,7 @@ use crate::model::lease::{EndedAs, Receipt, ReleasePolicy};
 use crate::model::query::{LeaseFilter, Page};
 use crate::model::record::{Lease, Pending, Pool};
 use crate::orchestrator::Orchestrator;
+use crate::orchestrator::asked::asker;
 use crate::orchestrator::leases::{self, Unanswered};
 use crate::orchestrator::request::{Acquire, Caller};
 use crate::orchestrator::view::Granted;
@@ -124,7 +125,7 @@ impl Orchestrator {
             None => lease.ttl,
             asked => lease_life(&self.pool_row(&lease.pool).await?, asked, lease.ttl)?,
         };
-        let renewed = shared.store.renew_lease(id, ttl, Timestamp::now() + ttl).await;
+        let renewed = shared.store.renew_lease(id, ttl, Timestamp::now() + ttl, &caller.name).await;
         shared.leases.moved();
         match renewed {
             Ok(lease) => Ok(lease),
@@ -206,7 +207,7 @@ impl Orchestrator {
 
     async fn write_receipt(&self, id: &LeaseId, receipt: &Receipt, ttl: Duration) -> Result<Lease> {
         let shared = &self.0;
-        let written = shared.store.write_receipt(id, receipt, Timestamp::now() + ttl).await;
+        let written = shared.store.write_receipt(id, receipt, Timestamp::now() + ttl, &asker()).await;
         shared.leases.moved();
         match written {
             Ok(lease) => Ok(lease),

@@ -1,5 +1,6 @@
 //! What callers may ask, one file per kind of thing. Shapes were checked before; states and rights are checked here.
 
+mod backup;
 mod desktops;
 mod host;
 mod leases;
@@ -11,6 +12,7 @@ use tracing::Instrument as _;
 
 use crate::model::error::{Error, Reason, Result};
 use crate::model::query::RequestId;
+use crate::orchestrator::asked::{asked_by, asker};
 use crate::orchestrator::{Orchestrator, Shared};
 use crate::store::StoreError;
 
@@ -20,6 +22,8 @@ impl Orchestrator {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        let asker = asker();
+        let work = async move { asked_by(&asker, work).await };
         match self.0.leases.under_way.spawn(work.in_current_span()).await {
             Ok(result) => result,
             Err(error) => Err(Error::internal(Reason::Internal, "the call failed", error)),

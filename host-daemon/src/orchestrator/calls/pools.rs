@@ -7,10 +7,12 @@ use uuid::Uuid;
 
 use super::{answered, check_etag, made_id, taken};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::PoolId;
 use crate::model::query::Page;
 use crate::model::record::{Pool, TemplateState};
 use crate::orchestrator::actor::Actor;
+use crate::orchestrator::asked::asker;
 use crate::orchestrator::request::{Caller, CreatePool, UpdatePool};
 use crate::orchestrator::view::PoolView;
 use crate::orchestrator::{Orchestrator, pools};
@@ -55,11 +57,14 @@ impl Orchestrator {
             updated: now,
             version: 1,
         };
-        shared.store.insert_pool(&pool, request.request.as_ref()).await.map_err(|error| match error {
-            // It was deleted since we looked.
-            StoreError::Referred(_) => Error::not_found("template", &template.id),
-            error => taken("pool", &id)(error),
-        })?;
+        let event = Event::of_pool(EventKind::PoolCreated, &pool, &asker());
+        shared.store.insert_pool(&pool, request.request.as_ref(), event).await.map_err(
+            |error| match error {
+                // It was deleted since we looked.
+                StoreError::Referred(_) => Error::not_found("template", &template.id),
+                error => taken("pool", &id)(error),
+            },
+        )?;
         tracing::info!(pool = %id, desired = pool.spec.desired, "pool made");
         pools::control(shared, id);
         Ok(self.view(pool))
@@ -101,7 +106,8 @@ impl Orchestrator {
         }
         pool.updated = Timestamp::now();
         pool.version += 1;
-        shared.store.update_pool(&pool).await.map_err(taken("pool", id))?;
+        let event = Event::of_pool(EventKind::PoolChanged, &pool, &asker());
+        shared.store.update_pool(&pool, event).await.map_err(taken("pool", id))?;
         shared.pools.wake(id);
         Ok(self.view(pool))
     }
@@ -162,7 +168,8 @@ impl Orchestrator {
                 self.of_each(id, |_| Box::pin(async { Ok(()) })).await?;
                 self.refuse_leases(id)?;
             }
-            shared.store.update_pool(&pool).await.map_err(taken("pool", id))
+            let event = Event::of_pool(EventKind::PoolDeleting, &pool, &asker());
+            shared.store.update_pool(&pool, event).await.map_err(taken("pool", id))
         };
         if let Err(error) = marked.await {
             shared.pools.reopen(id);

@@ -8,9 +8,11 @@ use uuid::Uuid;
 
 use super::{answered, check_etag, made_id, taken};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::TemplateId;
 use crate::model::query::Page;
-use crate::model::record::{Operation, Phase, Template, TemplateState};
+use crate::model::record::{Operation, Phase, Template, TemplateState, Work};
+use crate::orchestrator::asked::asker;
 use crate::orchestrator::request::CreateTemplate;
 use crate::orchestrator::{Orchestrator, Shared, prepare};
 use crate::store::StoreError;
@@ -67,13 +69,15 @@ impl Orchestrator {
         };
         let operation = Operation {
             id: format!("template-{}", Uuid::now_v7()),
-            template: id.clone(),
+            work: Work::CreateTemplate(id.clone()),
             phase: Phase::CheckingDisk,
             outcome: None,
             created: now,
             updated: now,
         };
-        let inserted = shared.store.insert_template(&template, &operation, request.request.as_ref()).await;
+        let event = Event::of_template(EventKind::TemplateCreated, &template, "", &asker());
+        let inserted =
+            shared.store.insert_template(&template, &operation, request.request.as_ref(), event).await;
         if let Err(error) = inserted {
             shared.hv.delete_template(&id).await?;
             return Err(taken("template", &id)(error));
@@ -133,14 +137,20 @@ impl Orchestrator {
         template.state = TemplateState::Deleting;
         template.updated = Timestamp::now();
         template.version += 1;
-        shared.store.update_template(&template).await.map_err(taken("template", id))?;
+        let event = Event::of_template(EventKind::TemplateDeleting, &template, "asked to", &asker());
+        shared.store.update_template(&template, event).await.map_err(taken("template", id))?;
         // A pool may have been made in between; the reference then keeps the row, and the template is put back.
-        match shared.store.delete_template(id).await {
+        let event = Event::of_template(EventKind::TemplateDeleted, &template, "asked to", &asker());
+        match shared.store.delete_template(id, event).await {
             Ok(()) => Ok(shared.hv.delete_template(id).await?),
             Err(StoreError::Referred(_)) => {
                 template.state = TemplateState::Ready;
                 template.version += 1;
-                shared.store.update_template(&template).await.map_err(taken("template", id))?;
+                let event = Event {
+                    duration: None,
+                    ..Event::of_template(EventKind::TemplateReady, &template, "it is used after all", "")
+                };
+                shared.store.update_template(&template, event).await.map_err(taken("template", id))?;
                 Err(in_use(id))
             }
             Err(error) => Err(error.into()),

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::{answered, check_etag, made_id, taken};
 use crate::hypervisor::{Origin, Stop, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::{CLEAN, CheckpointId, LeaseId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::{Page, VmFilter};
@@ -161,7 +162,8 @@ impl Orchestrator {
         row.state_reason = format!("forked from {}", fork.vm);
         let definition =
             VmDefinition { id: new.clone(), uid: row.uid, origin: Origin::Template(template.id.clone()) };
-        shared.store.insert_vm(&row, fork.request.as_ref()).await.map_err(taken("vm", &new))?;
+        let event = Event::of_vm(EventKind::VmCreated, &row, &row.state_reason, &caller.name);
+        shared.store.insert_vm(&row, fork.request.as_ref(), event).await.map_err(taken("vm", &new))?;
         let handle = Actor::spawn(shared, row);
         let forked = source.call(move |vm| Box::pin(vm.fork(definition))).await;
         match forked {
@@ -336,7 +338,7 @@ impl Orchestrator {
     }
 
     /// A VM as it is now.
-    pub(super) async fn vm_view(&self, handle: &Handle) -> VmView {
+    pub(in crate::orchestrator) async fn vm_view(&self, handle: &Handle) -> VmView {
         let mut vm = handle.row();
         let run = handle.run();
         let guest = handle.guest();

@@ -5,6 +5,7 @@ mod leases;
 mod moves;
 mod pools;
 mod sim;
+mod watch;
 
 use std::path::Path;
 use std::sync::Arc;

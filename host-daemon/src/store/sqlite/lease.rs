@@ -1,18 +1,22 @@
 //! Leases. What changes a lease and its VM together is one transaction.
 
-use jiff::Timestamp;
-use sqlx::QueryBuilder;
-use sqlx::sqlite::SqliteRow;
+use std::sync::Arc;
 
-use super::row::{Columns as _, damaged, duration, micros, to_json};
-use super::{Sqlite, answer, database, insert, vm};
+use jiff::Timestamp;
+use rusqlite::{Params, params};
+use sqlx::QueryBuilder;
+
+use super::row::{Columns, damaged, duration, micros, to_json};
+use super::writer::Tx;
+use super::{Sqlite, answer, database, failed, vm};
+use crate::model::event::{Event, EventKind};
 use crate::model::ids::LeaseId;
 use crate::model::lease::{EndedAs, Receipt};
 use crate::model::query::{LeaseFilter, Page, RequestId};
 use crate::model::record::{Lease, Vm};
 use crate::store::{StoreError, StoreResult};
 
-fn read(row: &SqliteRow) -> StoreResult<Lease> {
+fn read(row: &impl Columns) -> StoreResult<Lease> {
     let receipt = match row.opt_text("receipt")? {
         None => None,
         Some(text) => Some(serde_json::from_str::<Receipt>(&text).map_err(|_| damaged("receipt", text))?),
@@ -34,38 +38,71 @@ fn read(row: &SqliteRow) -> StoreResult<Lease> {
     })
 }
 
+/// Changes a lease that has not ended, and gives it as it then is.
+fn change(tx: &Tx<'_>, context: &'static str, sql: &str, params: impl Params) -> StoreResult<Lease> {
+    let mut statement = tx.db.prepare_cached(sql).map_err(failed(context))?;
+    let mut rows = statement.query(params).map_err(failed(context))?;
+    match rows.next().map_err(failed(context))? {
+        Some(row) => read(row),
+        None => Err(StoreError::Changed("lease")),
+    }
+}
+
+pub(super) fn query(filter: &LeaseFilter, page: &Page) -> QueryBuilder<sqlx::Sqlite> {
+    let mut query = QueryBuilder::new("SELECT * FROM leases WHERE TRUE");
+    if !page.after.is_empty() {
+        query.push(" AND id < ").push_bind(page.after.clone());
+    }
+    if let Some(pool) = &filter.pool {
+        query.push(" AND pool = ").push_bind(pool.to_string());
+    }
+    if !filter.show_ended {
+        query.push(" AND ended IS NULL");
+    }
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(page.limit));
+    query
+}
+
 impl Sqlite {
     /// Gives a VM to a lease: a new one, or one whose VM before failed its checks.
     ///
     /// # Errors
     /// [`StoreError::Changed`] when the VM is not as the caller thought; [`StoreError::Exists`] when it has a live lease
     /// or the request id is taken.
-    pub async fn grant(&self, vm: &Vm, lease: &Lease, request: Option<&RequestId>) -> StoreResult<()> {
-        let mut tx = self.begin().await?;
-        vm::update_in(&mut tx, vm).await?;
-        let done = sqlx::query(
-            "INSERT INTO leases (id, uid, vm, pool, holder, ended, end_reason, ttl, expires, receipt, purpose, created,
-                ended_at)
-             VALUES (?, ?, ?, ?, ?, NULL, '', ?, ?, NULL, ?, ?, NULL)
-             ON CONFLICT (id) DO UPDATE SET vm = excluded.vm, expires = excluded.expires WHERE ended IS NULL",
-        )
-        .bind(lease.id.as_str())
-        .bind(lease.uid.simple().to_string())
-        .bind(lease.vm.as_str())
-        .bind(lease.pool.as_str())
-        .bind(&lease.holder)
-        .bind(duration(lease.ttl))
-        .bind(micros(lease.expires))
-        .bind(&lease.purpose)
-        .bind(micros(lease.created))
-        .execute(&mut *tx)
-        .await
-        .map_err(insert("lease"))?;
-        if done.rows_affected() != 1 {
-            return Err(StoreError::Changed("lease"));
-        }
-        answer(&mut tx, request, lease.id.as_str(), lease.created).await?;
-        tx.commit().await.map_err(database("commit"))
+    pub async fn grant(
+        &self,
+        vm: &Vm,
+        lease: &Lease,
+        request: Option<&RequestId>,
+        event: Event,
+    ) -> StoreResult<()> {
+        let (vm, lease, request) = (Arc::new(vm.clone()), lease.clone(), request.cloned());
+        self.writer
+            .write(move |tx| {
+                vm::update_in(tx, &vm)?;
+                tx.execute_one(
+                    "lease",
+                    "INSERT INTO leases (id, uid, vm, pool, holder, ended, end_reason, ttl, expires, receipt,
+                        purpose, created, ended_at)
+                     VALUES (?, ?, ?, ?, ?, NULL, '', ?, ?, NULL, ?, ?, NULL)
+                     ON CONFLICT (id) DO UPDATE SET vm = excluded.vm, expires = excluded.expires
+                        WHERE ended IS NULL",
+                    params![
+                        lease.id.as_str(),
+                        lease.uid.simple().to_string(),
+                        lease.vm.as_str(),
+                        lease.pool.as_str(),
+                        lease.holder,
+                        duration(lease.ttl),
+                        micros(lease.expires),
+                        lease.purpose,
+                        micros(lease.created),
+                    ],
+                )?;
+                answer(tx, request.as_ref(), lease.id.as_str(), lease.created)?;
+                tx.event(event)
+            })
+            .await
     }
 
     /// Takes a VM from its lease, and ends the lease.
@@ -73,28 +110,29 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Changed`] when the VM is not as the caller thought, or the lease has ended, was renewed or moved to
     /// another VM.
-    pub async fn end_lease(&self, vm: Option<&Vm>, lease: &Lease) -> StoreResult<()> {
-        let mut tx = self.begin().await?;
-        if let Some(vm) = vm {
-            vm::update_in(&mut tx, vm).await?;
-        }
-        let done = sqlx::query(
-            "UPDATE leases SET ended = ?, end_reason = ?, ended_at = ?
-             WHERE id = ? AND ended IS NULL AND vm = ? AND expires = ?",
-        )
-        .bind(lease.ended.map(EndedAs::as_str))
-        .bind(&lease.end_reason)
-        .bind(lease.ended_at.map(micros))
-        .bind(lease.id.as_str())
-        .bind(lease.vm.as_str())
-        .bind(micros(lease.expires))
-        .execute(&mut *tx)
-        .await
-        .map_err(database("end a lease"))?;
-        if done.rows_affected() != 1 {
-            return Err(StoreError::Changed("lease"));
-        }
-        tx.commit().await.map_err(database("commit"))
+    pub async fn end_lease(&self, vm: Option<&Vm>, lease: &Lease, events: Vec<Event>) -> StoreResult<()> {
+        let (vm, lease) = (vm.cloned().map(Arc::new), lease.clone());
+        self.writer
+            .write(move |tx| {
+                if let Some(vm) = &vm {
+                    vm::update_in(tx, vm)?;
+                }
+                tx.execute_one(
+                    "lease",
+                    "UPDATE leases SET ended = ?, end_reason = ?, ended_at = ?
+                     WHERE id = ? AND ended IS NULL AND vm = ? AND expires = ?",
+                    params![
+                        lease.ended.map(EndedAs::as_str),
+                        lease.end_reason,
+                        lease.ended_at.map(micros),
+                        lease.id.as_str(),
+                        lease.vm.as_str(),
+                        micros(lease.expires),
+                    ],
+                )?;
+                events.into_iter().try_for_each(|event| tx.event(event))
+            })
+            .await
     }
 
     /// Writes the proof that a lease's desktop was ready, and its life counted from then.
@@ -106,16 +144,20 @@ impl Sqlite {
         id: &LeaseId,
         receipt: &Receipt,
         expires: Timestamp,
+        actor: &str,
     ) -> StoreResult<Lease> {
+        let (id, actor, total) = (id.clone(), actor.to_owned(), receipt.total);
         let text = to_json("receipt", receipt)?;
-        sqlx::query("UPDATE leases SET receipt = ?, expires = ? WHERE id = ? AND ended IS NULL RETURNING *")
-            .bind(text)
-            .bind(micros(expires))
-            .bind(id.as_str())
-            .fetch_optional(&self.writer)
+        self.writer
+            .write(move |tx| {
+                let sql =
+                    "UPDATE leases SET receipt = ?, expires = ? WHERE id = ? AND ended IS NULL RETURNING *";
+                let lease = change(tx, "write a receipt", sql, params![text, micros(expires), id.as_str()])?;
+                let event = Event::of_lease(EventKind::LeaseReady, &lease, &actor);
+                tx.event(Event { duration: Some(total), ..event })?;
+                Ok(lease)
+            })
             .await
-            .map_err(database("write a receipt"))?
-            .map_or(Err(StoreError::Changed("lease")), |row| read(&row))
     }
 
     /// Moves the end of a lease.
@@ -127,15 +169,18 @@ impl Sqlite {
         id: &LeaseId,
         ttl: std::time::Duration,
         expires: Timestamp,
+        actor: &str,
     ) -> StoreResult<Lease> {
-        sqlx::query("UPDATE leases SET ttl = ?, expires = ? WHERE id = ? AND ended IS NULL RETURNING *")
-            .bind(duration(ttl))
-            .bind(micros(expires))
-            .bind(id.as_str())
-            .fetch_optional(&self.writer)
+        let (id, actor) = (id.clone(), actor.to_owned());
+        self.writer
+            .write(move |tx| {
+                let sql = "UPDATE leases SET ttl = ?, expires = ? WHERE id = ? AND ended IS NULL RETURNING *";
+                let lease =
+                    change(tx, "renew a lease", sql, params![duration(ttl), micros(expires), id.as_str()])?;
+                tx.event(Event::of_lease(EventKind::LeaseRenewed, &lease, &actor))?;
+                Ok(lease)
+            })
             .await
-            .map_err(database("renew a lease"))?
-            .map_or(Err(StoreError::Changed("lease")), |row| read(&row))
     }
 
     /// One lease.
@@ -157,18 +202,7 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Database`], [`StoreError::Damaged`].
     pub async fn leases(&self, filter: &LeaseFilter, page: &Page) -> StoreResult<Vec<Lease>> {
-        let mut query = QueryBuilder::new("SELECT * FROM leases WHERE TRUE");
-        if !page.after.is_empty() {
-            query.push(" AND id < ").push_bind(&page.after);
-        }
-        if let Some(pool) = &filter.pool {
-            query.push(" AND pool = ").push_bind(pool.as_str());
-        }
-        if !filter.show_ended {
-            query.push(" AND ended IS NULL");
-        }
-        query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(page.limit));
-        query
+        query(filter, page)
             .build()
             .fetch_all(&self.readers)
             .await

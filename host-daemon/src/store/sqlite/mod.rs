@@ -1,40 +1,48 @@
-//! The store on SQLite: WAL, foreign keys, one writer, several readers.
+//! The store on SQLite: WAL, foreign keys, one writer that commits in groups ([`writer`]), several readers.
 //!
-//! Writers queue for the one writing connection instead of meeting in SQLite's busy handler, which is neither fair nor
-//! bounded; the busy timeout is for other processes (a backup, a curious person with a shell).
+//! Readers are sqlx's, each with its own snapshot; they never wait for the writer. Everybody who writes queues for it
+//! instead of meeting in SQLite's busy handler, which is neither fair nor bounded.
 
+mod event;
 mod lease;
 mod operation;
 mod pool;
 mod row;
 mod template;
 mod vm;
+mod writer;
 
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
-use sqlx::{Row as _, Transaction};
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 
+use super::changes::Changes;
 use super::{Answered, StoreConfig, StoreError, StoreResult};
-use crate::model::query::RequestId;
+use crate::model::query::{Page, RequestId, VmFilter};
 use row::micros;
+use writer::{Tx, Writer, constraint, failed};
 
 /// Readers in parallel: more than cores do not help, fewer make lists wait for each other.
 const READERS: u32 = 4;
+/// Rows deleted in one write when the store is pruned: a few milliseconds, in which nothing else is written.
+const PRUNED_AT_ONCE: u64 = 2000;
+
+/// The migrations of this daemon, oldest first.
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// The store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
-    writer: SqlitePool,
+    writer: Arc<Writer>,
     readers: SqlitePool,
+    changes: Arc<Changes>,
+    incarnation: u32,
+    config: Arc<StoreConfig>,
 }
-
-type Tx = Transaction<'static, sqlx::Sqlite>;
 
 impl Sqlite {
     /// Opens the database, making or migrating it.
@@ -44,26 +52,53 @@ impl Sqlite {
     pub async fn open(config: &StoreConfig) -> StoreResult<Self> {
         create_private(config).map_err(|error| StoreError::Database {
             context: "create the database file",
-            source: sqlx::Error::Io(error),
+            source: Box::new(error),
         })?;
         let options = SqliteConnectOptions::new()
             .filename(&config.path)
             .journal_mode(SqliteJournalMode::Wal)
             .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10))
-            .synchronous(if config.durable { SqliteSynchronous::Full } else { SqliteSynchronous::Off });
-        let writer = SqlitePoolOptions::new()
+            .busy_timeout(Duration::from_secs(10));
+        let first = SqlitePoolOptions::new()
             .max_connections(1)
             .connect_with(options.clone())
             .await
             .map_err(database("open the database"))?;
-        sqlx::migrate!("./migrations").run(&writer).await.map_err(StoreError::Migrate)?;
+        let migrated = MIGRATIONS.run(&first).await.map_err(StoreError::Migrate);
+        first.close().await;
+        migrated?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .connect_with(options.read_only(true))
             .await
             .map_err(database("open the database for reading"))?;
-        Ok(Self { writer, readers })
+        let changes = Arc::new(load_changes(&readers).await?);
+        let fact = sqlx::query("SELECT value FROM facts WHERE name = 'incarnation'")
+            .fetch_one(&readers)
+            .await
+            .map_err(database("read the incarnation"))?;
+        let fact: String = fact.try_get(0).map_err(database("read the incarnation"))?;
+        let incarnation = u32::from_str_radix(&fact, 16).map_err(|_| row::damaged("value", fact))?;
+        let writer = Arc::new(Writer::open(config, Arc::clone(&changes))?);
+        Ok(Self { writer, readers, changes, incarnation, config: Arc::new(config.clone()) })
+    }
+
+    /// What is committed, for those who watch.
+    #[must_use]
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
+    /// Tells the revisions of this store from those of another one.
+    #[must_use]
+    pub fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
+
+    /// How it was opened.
+    #[must_use]
+    pub fn config(&self) -> &StoreConfig {
+        &self.config
     }
 
     /// Closes all connections, the write-ahead log folded in.
@@ -90,57 +125,77 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn forget_request(&self, id: uuid::Uuid) -> StoreResult<()> {
-        sqlx::query("DELETE FROM requests WHERE id = ?")
-            .bind(id.simple().to_string())
-            .execute(&self.writer)
+        let id = id.simple().to_string();
+        self.writer
+            .write(move |tx| {
+                tx.execute("DELETE FROM requests WHERE id = ?", [id])
+                    .map(drop)
+                    .map_err(failed("forget a request"))
+            })
             .await
-            .map_err(database("forget a request"))?;
-        Ok(())
     }
 
-    /// Deletes what is only kept for a while: answered requests and ended leases older than this.
+    /// Deletes what is only kept for a while: answered requests and ended leases older than this. It goes in small steps,
+    /// with other writes between them, and folds the log in at the end.
     ///
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn prune(&self, before: Timestamp) -> StoreResult<()> {
-        let mut tx = self.begin().await?;
         for statement in [
-            "DELETE FROM requests WHERE created < ?",
-            "DELETE FROM leases WHERE ended IS NOT NULL AND ended_at < ?",
-            "DELETE FROM operations WHERE outcome IS NOT NULL AND updated < ?",
+            "DELETE FROM requests WHERE rowid IN (SELECT rowid FROM requests WHERE created < ? LIMIT ?)",
+            "DELETE FROM leases WHERE rowid IN
+                (SELECT rowid FROM leases WHERE ended IS NOT NULL AND ended_at < ? LIMIT ?)",
+            "DELETE FROM operations WHERE rowid IN
+                (SELECT rowid FROM operations WHERE outcome IS NOT NULL AND updated < ? LIMIT ?)",
         ] {
-            sqlx::query(statement)
-                .bind(micros(before))
-                .execute(&mut *tx)
-                .await
-                .map_err(database("prune the store"))?;
+            loop {
+                let deleted = self
+                    .writer
+                    .write(move |tx| {
+                        tx.execute(statement, (micros(before), row::int(PRUNED_AT_ONCE)))
+                            .map_err(failed("prune the store"))
+                    })
+                    .await?;
+                if (deleted as u64) < PRUNED_AT_ONCE {
+                    break;
+                }
+            }
         }
-        tx.commit().await.map_err(database("commit"))
-    }
-
-    /// A transaction that holds the write lock from the start.
-    async fn begin(&self) -> StoreResult<Tx> {
-        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(database("begin a transaction"))
+        self.writer.checkpoint().await
     }
 }
 
+/// What those who watch begin with.
+async fn load_changes(readers: &SqlitePool) -> StoreResult<Changes> {
+    const LIST: u32 = 1000;
+    let (mut vms, mut pools) = (Vec::new(), Vec::new());
+    let mut page = Page { after: String::new(), limit: LIST };
+    loop {
+        let rows = vm::list(readers, &VmFilter::default(), &page).await?;
+        let Some(last) = rows.last() else { break };
+        page.after = last.id.to_string();
+        vms.extend(rows);
+    }
+    let mut page = Page { after: String::new(), limit: LIST };
+    loop {
+        let rows = pool::list(readers, &page).await?;
+        let Some(last) = rows.last() else { break };
+        page.after = last.id.to_string();
+        pools.extend(rows);
+    }
+    let (floor, head) = event::ends(readers).await?;
+    Ok(Changes::new(vms, pools, head, floor))
+}
+
 /// Remembers what a request made, in the same transaction.
-async fn answer(
-    tx: &mut SqliteConnection,
-    request: Option<&RequestId>,
-    resource: &str,
-    now: Timestamp,
-) -> StoreResult<()> {
+fn answer(tx: &Tx<'_>, request: Option<&RequestId>, resource: &str, now: Timestamp) -> StoreResult<()> {
     let Some(request) = request else { return Ok(()) };
-    sqlx::query("INSERT INTO requests (id, fingerprint, resource, created) VALUES (?, ?, ?, ?)")
-        .bind(request.id.simple().to_string())
-        .bind(&request.fingerprint)
-        .bind(resource)
-        .bind(micros(now))
-        .execute(tx)
-        .await
-        .map_err(insert("request"))?;
-    Ok(())
+    tx.execute(
+        "INSERT INTO requests (id, fingerprint, resource, created) VALUES (?, ?, ?, ?)",
+        (request.id.simple().to_string(), &request.fingerprint, resource, micros(now)),
+    )
+    .map(drop)
+    .map_err(constraint("request"))
 }
 
 /// The database file holds lease holders and paths: nobody else's business.
@@ -148,18 +203,9 @@ fn create_private(config: &StoreConfig) -> std::io::Result<()> {
     std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&config.path).map(drop)
 }
 
-/// Gives a database error its context.
+/// Gives a reader's failure its context.
 fn database(context: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Database { context, source }
-}
-
-/// Tells broken uniqueness and references from other failures of a write.
-fn insert(kind: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| match source.as_database_error() {
-        Some(error) if error.is_unique_violation() => StoreError::Exists(kind),
-        Some(error) if error.is_foreign_key_violation() => StoreError::Referred(kind),
-        _ => StoreError::Database { context: "write a row", source },
-    }
+    move |source| StoreError::Database { context, source: Box::new(source) }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Operations.
 
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteRow;
 
-use super::row::{Columns as _, damaged, micros};
-use super::{Sqlite, database, insert};
-use crate::model::query::Page;
-use crate::model::record::{Operation, Outcome, Phase};
+use super::row::{Columns as _, damaged, micros, to_json};
+use super::writer::Tx;
+use super::{Sqlite, answer, constraint, database, failed};
+use crate::model::query::{Page, RequestId};
+use crate::model::record::{Operation, Outcome, Phase, Work};
 use crate::store::StoreResult;
 
 fn read(row: &SqliteRow) -> StoreResult<Operation> {
@@ -20,7 +21,11 @@ fn read(row: &SqliteRow) -> StoreResult<Operation> {
     };
     Ok(Operation {
         id: row.text("id")?,
-        template: row.parsed("template")?,
+        work: match row.text("kind")?.as_str() {
+            "create_template" => Work::CreateTemplate(row.parsed("subject")?),
+            "backup_store" => Work::BackupStore(row.json("subject")?),
+            other => return Err(damaged("kind", other)),
+        },
         phase: row.choice("phase", Phase::parse)?,
         outcome,
         created: row.time("created")?,
@@ -37,46 +42,82 @@ fn outcome_columns(outcome: Option<&Outcome>) -> (Option<&'static str>, &str, &s
     }
 }
 
-pub(super) async fn insert_in(tx: &mut SqliteConnection, operation: &Operation) -> StoreResult<()> {
+fn work_columns(work: &Work) -> StoreResult<(&'static str, String)> {
+    Ok(match work {
+        Work::CreateTemplate(template) => ("create_template", template.to_string()),
+        Work::BackupStore(backup) => ("backup_store", to_json("subject", backup)?),
+    })
+}
+
+pub(super) fn insert_in(tx: &Tx<'_>, operation: &Operation) -> StoreResult<()> {
     let (outcome, reason, message) = outcome_columns(operation.outcome.as_ref());
-    sqlx::query(
-        "INSERT INTO operations (id, template, phase, outcome, reason, message, created, updated)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    let (kind, subject) = work_columns(&operation.work)?;
+    tx.execute(
+        "INSERT INTO operations (id, kind, subject, phase, outcome, reason, message, created, updated)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            &operation.id,
+            kind,
+            subject,
+            operation.phase.as_str(),
+            outcome,
+            reason,
+            message,
+            micros(operation.created),
+            micros(operation.updated),
+        ),
     )
-    .bind(&operation.id)
-    .bind(operation.template.as_str())
-    .bind(operation.phase.as_str())
-    .bind(outcome)
-    .bind(reason)
-    .bind(message)
-    .bind(micros(operation.created))
-    .bind(micros(operation.updated))
-    .execute(tx)
-    .await
-    .map_err(insert("operation"))?;
-    Ok(())
+    .map(drop)
+    .map_err(constraint("operation"))
 }
 
 impl Sqlite {
+    /// Adds an operation.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`](crate::store::StoreError::Exists) for a taken id or request id.
+    pub async fn insert_operation(
+        &self,
+        operation: &Operation,
+        request: Option<&RequestId>,
+    ) -> StoreResult<()> {
+        let (operation, request) = (operation.clone(), request.cloned());
+        self.writer
+            .write(move |tx| {
+                insert_in(tx, &operation)?;
+                answer(tx, request.as_ref(), &operation.id, operation.created)
+            })
+            .await
+    }
+
     /// Writes how far an operation is.
     ///
     /// # Errors
     /// [`crate::store::StoreError::Database`].
     pub async fn update_operation(&self, operation: &Operation) -> StoreResult<()> {
-        let (outcome, reason, message) = outcome_columns(operation.outcome.as_ref());
-        sqlx::query(
-            "UPDATE operations SET phase = ?, outcome = ?, reason = ?, message = ?, updated = ? WHERE id = ?",
-        )
-        .bind(operation.phase.as_str())
-        .bind(outcome)
-        .bind(reason)
-        .bind(message)
-        .bind(micros(operation.updated))
-        .bind(&operation.id)
-        .execute(&self.writer)
-        .await
-        .map_err(database("update an operation"))?;
-        Ok(())
+        let operation = operation.clone();
+        self.writer
+            .write(move |tx| {
+                let (outcome, reason, message) = outcome_columns(operation.outcome.as_ref());
+                let (_, subject) = work_columns(&operation.work)?;
+                tx.execute(
+                    "UPDATE operations
+                     SET subject = ?, phase = ?, outcome = ?, reason = ?, message = ?, updated = ?
+                     WHERE id = ?",
+                    (
+                        subject,
+                        operation.phase.as_str(),
+                        outcome,
+                        reason,
+                        message,
+                        micros(operation.updated),
+                        &operation.id,
+                    ),
+                )
+                .map(drop)
+                .map_err(failed("update an operation"))
+            })
+            .await
     }
 
     /// One operation.
@@ -114,11 +155,13 @@ impl Sqlite {
     /// # Errors
     /// [`crate::store::StoreError::Database`].
     pub async fn delete_operation(&self, id: &str) -> StoreResult<()> {
-        sqlx::query("DELETE FROM operations WHERE id = ?")
-            .bind(id)
-            .execute(&self.writer)
+        let id = id.to_owned();
+        self.writer
+            .write(move |tx| {
+                tx.execute("DELETE FROM operations WHERE id = ?", [id])
+                    .map(drop)
+                    .map_err(failed("delete an operation"))
+            })
             .await
-            .map_err(database("delete an operation"))?;
-        Ok(())
     }
 }

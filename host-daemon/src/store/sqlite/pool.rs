@@ -1,12 +1,18 @@
 //! Pools.
 
-use sqlx::sqlite::SqliteRow;
+use std::sync::Arc;
+
+use rusqlite::params;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::row::{Columns as _, damaged, duration, int, micros};
-use super::{Sqlite, answer, database, insert};
+use super::writer::Tx;
+use super::{Sqlite, answer, constraint, database, failed};
+use crate::model::event::Event;
 use crate::model::ids::PoolId;
 use crate::model::query::{Page, RequestId};
 use crate::model::record::{Pool, PoolSpec};
+use crate::store::changes::RowChange;
 use crate::store::{StoreError, StoreResult};
 
 fn read(row: &SqliteRow) -> StoreResult<Pool> {
@@ -32,63 +38,102 @@ fn read(row: &SqliteRow) -> StoreResult<Pool> {
     })
 }
 
+/// Pools by id.
+pub(super) async fn list(readers: &SqlitePool, page: &Page) -> StoreResult<Vec<Pool>> {
+    sqlx::query("SELECT * FROM pools WHERE id > ? ORDER BY id LIMIT ?")
+        .bind(&page.after)
+        .bind(i64::from(page.limit))
+        .fetch_all(readers)
+        .await
+        .map_err(database("list pools"))?
+        .iter()
+        .map(read)
+        .collect()
+}
+
+fn insert_in(tx: &mut Tx<'_>, pool: &Arc<Pool>) -> StoreResult<()> {
+    tx.execute(
+        "INSERT INTO pools (id, uid, display_name, template, desired, warm, max_per_host, default_ttl, max_ttl,
+            deleting, created, updated, version)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        params![
+            pool.id.as_str(),
+            pool.uid.simple().to_string(),
+            pool.spec.display_name,
+            pool.spec.template.as_str(),
+            pool.spec.desired,
+            pool.spec.warm,
+            pool.spec.max_per_host,
+            duration(pool.spec.default_ttl),
+            duration(pool.spec.max_ttl),
+            pool.deleting,
+            micros(pool.created),
+            micros(pool.updated),
+            int(pool.version),
+        ],
+    )
+    .map_err(constraint("pool"))?;
+    tx.show(RowChange::Pool(Arc::clone(pool)));
+    Ok(())
+}
+
+fn update_in(tx: &mut Tx<'_>, pool: &Arc<Pool>) -> StoreResult<()> {
+    tx.execute_one(
+        "pool",
+        "UPDATE pools SET display_name = ?, desired = ?, warm = ?, max_per_host = ?, default_ttl = ?,
+            max_ttl = ?, deleting = ?, updated = ?, version = ?
+         WHERE id = ? AND version = ?",
+        params![
+            pool.spec.display_name,
+            pool.spec.desired,
+            pool.spec.warm,
+            pool.spec.max_per_host,
+            duration(pool.spec.default_ttl),
+            duration(pool.spec.max_ttl),
+            pool.deleting,
+            micros(pool.updated),
+            int(pool.version),
+            pool.id.as_str(),
+            int(pool.version.saturating_sub(1)),
+        ],
+    )?;
+    tx.show(RowChange::Pool(Arc::clone(pool)));
+    Ok(())
+}
+
 impl Sqlite {
     /// Adds a pool.
     ///
     /// # Errors
     /// [`StoreError::Exists`] for a taken id or request id; [`StoreError::Referred`] without its template.
-    pub async fn insert_pool(&self, pool: &Pool, request: Option<&RequestId>) -> StoreResult<()> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
-            "INSERT INTO pools (id, uid, display_name, template, desired, warm, max_per_host, default_ttl, max_ttl,
-                deleting, created, updated, version)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(pool.id.as_str())
-        .bind(pool.uid.simple().to_string())
-        .bind(&pool.spec.display_name)
-        .bind(pool.spec.template.as_str())
-        .bind(i64::from(pool.spec.desired))
-        .bind(pool.spec.warm.map(i64::from))
-        .bind(i64::from(pool.spec.max_per_host))
-        .bind(duration(pool.spec.default_ttl))
-        .bind(duration(pool.spec.max_ttl))
-        .bind(pool.deleting)
-        .bind(micros(pool.created))
-        .bind(micros(pool.updated))
-        .bind(int(pool.version))
-        .execute(&mut *tx)
-        .await
-        .map_err(insert("pool"))?;
-        answer(&mut tx, request, pool.id.as_str(), pool.created).await?;
-        tx.commit().await.map_err(database("commit"))
+    pub async fn insert_pool(
+        &self,
+        pool: &Pool,
+        request: Option<&RequestId>,
+        event: Event,
+    ) -> StoreResult<()> {
+        let (pool, request) = (Arc::new(pool.clone()), request.cloned());
+        self.writer
+            .write(move |tx| {
+                insert_in(tx, &pool)?;
+                answer(tx, request.as_ref(), pool.id.as_str(), pool.created)?;
+                tx.event(event)
+            })
+            .await
     }
 
     /// Writes a pool's settings; its version must be the next one.
     ///
     /// # Errors
     /// [`StoreError::Changed`] when another version is stored, or none.
-    pub async fn update_pool(&self, pool: &Pool) -> StoreResult<()> {
-        let done = sqlx::query(
-            "UPDATE pools SET display_name = ?, desired = ?, warm = ?, max_per_host = ?, default_ttl = ?,
-                max_ttl = ?, deleting = ?, updated = ?, version = ?
-             WHERE id = ? AND version = ?",
-        )
-        .bind(&pool.spec.display_name)
-        .bind(i64::from(pool.spec.desired))
-        .bind(pool.spec.warm.map(i64::from))
-        .bind(i64::from(pool.spec.max_per_host))
-        .bind(duration(pool.spec.default_ttl))
-        .bind(duration(pool.spec.max_ttl))
-        .bind(pool.deleting)
-        .bind(micros(pool.updated))
-        .bind(int(pool.version))
-        .bind(pool.id.as_str())
-        .bind(int(pool.version.saturating_sub(1)))
-        .execute(&self.writer)
-        .await
-        .map_err(database("update a pool"))?;
-        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("pool")) }
+    pub async fn update_pool(&self, pool: &Pool, event: Event) -> StoreResult<()> {
+        let pool = Arc::new(pool.clone());
+        self.writer
+            .write(move |tx| {
+                update_in(tx, &pool)?;
+                tx.event(event)
+            })
+            .await
     }
 
     /// Takes the number of a pool's next VM.
@@ -96,14 +141,16 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Changed`] when the pool is gone.
     pub async fn take_vm_number(&self, pool: &PoolId) -> StoreResult<u64> {
-        let row =
-            sqlx::query("UPDATE pools SET next_number = next_number + 1 WHERE id = ? RETURNING next_number")
-                .bind(pool.as_str())
-                .fetch_optional(&self.writer)
-                .await
-                .map_err(database("number a vm"))?
-                .ok_or(StoreError::Changed("pool"))?;
-        Ok(row.unsigned::<u64>("next_number")?.saturating_sub(1))
+        let pool = pool.clone();
+        self.writer
+            .write(move |tx| {
+                let sql = "UPDATE pools SET next_number = next_number + 1 WHERE id = ? RETURNING next_number";
+                let mut statement = tx.db.prepare_cached(sql).map_err(failed("number a vm"))?;
+                let mut rows = statement.query([pool.as_str()]).map_err(failed("number a vm"))?;
+                let row = rows.next().map_err(failed("number a vm"))?.ok_or(StoreError::Changed("pool"))?;
+                Ok(row.unsigned::<u64>("next_number")?.saturating_sub(1))
+            })
+            .await
     }
 
     /// One pool.
@@ -125,27 +172,23 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Database`], [`StoreError::Damaged`].
     pub async fn pools(&self, page: &Page) -> StoreResult<Vec<Pool>> {
-        sqlx::query("SELECT * FROM pools WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(&page.after)
-            .bind(i64::from(page.limit))
-            .fetch_all(&self.readers)
-            .await
-            .map_err(database("list pools"))?
-            .iter()
-            .map(read)
-            .collect()
+        list(&self.readers, page).await
     }
 
     /// Removes a pool.
     ///
     /// # Errors
     /// [`StoreError::Referred`] while it has VMs.
-    pub async fn delete_pool(&self, id: &PoolId) -> StoreResult<()> {
-        sqlx::query("DELETE FROM pools WHERE id = ?")
-            .bind(id.as_str())
-            .execute(&self.writer)
+    pub async fn delete_pool(&self, id: &PoolId, event: Event) -> StoreResult<()> {
+        let id = id.clone();
+        self.writer
+            .write(move |tx| {
+                let deleted = tx
+                    .execute("DELETE FROM pools WHERE id = ?", [id.as_str()])
+                    .map_err(constraint("pool"))?;
+                tx.show(RowChange::NoPool(id));
+                if deleted == 0 { Ok(()) } else { tx.event(event) }
+            })
             .await
-            .map_err(insert("pool"))?;
-        Ok(())
     }
 }

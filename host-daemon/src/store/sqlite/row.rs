@@ -109,6 +109,25 @@ impl Columns for SqliteRow {
     }
 }
 
+/// What the writer's statements give back.
+impl Columns for rusqlite::Row<'_> {
+    fn text(&self, column: &'static str) -> StoreResult<String> {
+        self.get(column).map_err(super::failed("read a column"))
+    }
+
+    fn opt_text(&self, column: &'static str) -> StoreResult<Option<String>> {
+        self.get(column).map_err(super::failed("read a column"))
+    }
+
+    fn int(&self, column: &'static str) -> StoreResult<i64> {
+        self.get(column).map_err(super::failed("read a column"))
+    }
+
+    fn opt_int(&self, column: &'static str) -> StoreResult<Option<i64>> {
+        self.get(column).map_err(super::failed("read a column"))
+    }
+}
+
 pub(super) fn damaged(column: &'static str, value: impl ToString) -> StoreError {
     StoreError::Damaged { column, value: value.to_string() }
 }

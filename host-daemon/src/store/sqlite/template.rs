@@ -1,14 +1,17 @@
 //! Templates.
 
+use rusqlite::params;
 use sqlx::sqlite::SqliteRow;
 
 use super::row::{Columns as _, int, micros, to_json};
-use super::{Sqlite, answer, database, insert};
+use super::writer::Tx;
+use super::{Sqlite, answer, constraint, database};
+use crate::model::event::Event;
 use crate::model::ids::TemplateId;
 use crate::model::query::{Page, RequestId};
 use crate::model::record::{Operation, Template, TemplateState};
 use crate::model::template::CloneMethod;
-use crate::store::{StoreError, StoreResult};
+use crate::store::StoreResult;
 
 const STATES: [(TemplateState, &str); 3] = [
     (TemplateState::Preparing, "preparing"),
@@ -47,77 +50,96 @@ fn read(row: &SqliteRow) -> StoreResult<Template> {
     })
 }
 
+fn insert_in(tx: &Tx<'_>, template: &Template) -> StoreResult<()> {
+    tx.execute(
+        "INSERT INTO templates (id, uid, display_name, spec, installed_software, rdp_port, state,
+            disk_sha256, disk_size_bytes, clone_method, os, agent_version, created, updated, version)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        params![
+            template.id.as_str(),
+            template.uid.simple().to_string(),
+            template.display_name,
+            to_json("spec", &template.spec)?,
+            to_json("installed_software", &template.installed_software)?,
+            template.rdp_port,
+            state_text(template.state),
+            template.disk_sha256,
+            int(template.disk_size_bytes),
+            template.clone_method.map(method_text),
+            template.os,
+            template.agent_version,
+            micros(template.created),
+            micros(template.updated),
+            int(template.version),
+        ],
+    )
+    .map(drop)
+    .map_err(constraint("template"))
+}
+
+fn update_in(tx: &Tx<'_>, template: &Template) -> StoreResult<()> {
+    tx.execute_one(
+        "template",
+        "UPDATE templates SET installed_software = ?, state = ?, disk_sha256 = ?,
+            disk_size_bytes = ?, clone_method = ?, os = ?, agent_version = ?, updated = ?, version = ?
+         WHERE id = ? AND version = ?",
+        params![
+            to_json("installed_software", &template.installed_software)?,
+            state_text(template.state),
+            template.disk_sha256,
+            int(template.disk_size_bytes),
+            template.clone_method.map(method_text),
+            template.os,
+            template.agent_version,
+            micros(template.updated),
+            int(template.version),
+            template.id.as_str(),
+            int(template.version.saturating_sub(1)),
+        ],
+    )
+}
+
 impl Sqlite {
     /// Adds a template with the operation that prepares it.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] for a taken id or request id.
+    /// [`StoreError::Exists`](crate::store::StoreError::Exists) for a taken id or request id.
     pub async fn insert_template(
         &self,
         template: &Template,
         operation: &Operation,
         request: Option<&RequestId>,
+        event: Event,
     ) -> StoreResult<()> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
-            "INSERT INTO templates (id, uid, display_name, spec, installed_software, rdp_port, state,
-                disk_sha256, disk_size_bytes, clone_method, os, agent_version, created, updated, version)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(template.id.as_str())
-        .bind(template.uid.simple().to_string())
-        .bind(&template.display_name)
-        .bind(to_json("spec", &template.spec)?)
-        .bind(to_json("installed_software", &template.installed_software)?)
-        .bind(i64::from(template.rdp_port))
-        .bind(state_text(template.state))
-        .bind(&template.disk_sha256)
-        .bind(int(template.disk_size_bytes))
-        .bind(template.clone_method.map(method_text))
-        .bind(&template.os)
-        .bind(&template.agent_version)
-        .bind(micros(template.created))
-        .bind(micros(template.updated))
-        .bind(int(template.version))
-        .execute(&mut *tx)
-        .await
-        .map_err(insert("template"))?;
-        super::operation::insert_in(&mut tx, operation).await?;
-        answer(&mut tx, request, &operation.id, template.created).await?;
-        tx.commit().await.map_err(database("commit"))
+        let (template, operation, request) = (template.clone(), operation.clone(), request.cloned());
+        self.writer
+            .write(move |tx| {
+                insert_in(tx, &template)?;
+                super::operation::insert_in(tx, &operation)?;
+                answer(tx, request.as_ref(), &operation.id, template.created)?;
+                tx.event(event)
+            })
+            .await
     }
 
     /// Writes what may change of a template; its version must be the next one.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when another version is stored, or none.
-    pub async fn update_template(&self, template: &Template) -> StoreResult<()> {
-        let done = sqlx::query(
-            "UPDATE templates SET installed_software = ?, state = ?, disk_sha256 = ?,
-                disk_size_bytes = ?, clone_method = ?, os = ?, agent_version = ?, updated = ?, version = ?
-             WHERE id = ? AND version = ?",
-        )
-        .bind(to_json("installed_software", &template.installed_software)?)
-        .bind(state_text(template.state))
-        .bind(&template.disk_sha256)
-        .bind(int(template.disk_size_bytes))
-        .bind(template.clone_method.map(method_text))
-        .bind(&template.os)
-        .bind(&template.agent_version)
-        .bind(micros(template.updated))
-        .bind(int(template.version))
-        .bind(template.id.as_str())
-        .bind(int(template.version.saturating_sub(1)))
-        .execute(&self.writer)
-        .await
-        .map_err(database("update a template"))?;
-        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("template")) }
+    /// [`StoreError::Changed`](crate::store::StoreError::Changed) when another version is stored, or none.
+    pub async fn update_template(&self, template: &Template, event: Event) -> StoreResult<()> {
+        let template = template.clone();
+        self.writer
+            .write(move |tx| {
+                update_in(tx, &template)?;
+                tx.event(event)
+            })
+            .await
     }
 
     /// One template.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// Of the database only.
     pub async fn template(&self, id: &TemplateId) -> StoreResult<Option<Template>> {
         sqlx::query("SELECT * FROM templates WHERE id = ?")
             .bind(id.as_str())
@@ -131,7 +153,7 @@ impl Sqlite {
     /// Templates by id.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// Of the database only.
     pub async fn templates(&self, page: &Page) -> StoreResult<Vec<Template>> {
         sqlx::query("SELECT * FROM templates WHERE id > ? ORDER BY id LIMIT ?")
             .bind(&page.after)
@@ -147,20 +169,22 @@ impl Sqlite {
     /// Removes a template.
     ///
     /// # Errors
-    /// [`StoreError::Referred`] while a pool or VM uses it.
-    pub async fn delete_template(&self, id: &TemplateId) -> StoreResult<()> {
-        sqlx::query("DELETE FROM templates WHERE id = ?")
-            .bind(id.as_str())
-            .execute(&self.writer)
+    /// [`StoreError::Referred`](crate::store::StoreError::Referred) while a pool or VM uses it.
+    pub async fn delete_template(&self, id: &TemplateId, event: Event) -> StoreResult<()> {
+        let id = id.clone();
+        self.writer
+            .write(move |tx| {
+                let sql = "DELETE FROM templates WHERE id = ?";
+                let deleted = tx.execute(sql, [id.as_str()]).map_err(constraint("template"))?;
+                if deleted == 0 { Ok(()) } else { tx.event(event) }
+            })
             .await
-            .map_err(insert("template"))?;
-        Ok(())
     }
 
     /// Whether a pool or VM uses it.
     ///
     /// # Errors
-    /// [`StoreError::Database`].
+    /// Of the database only.
     pub async fn template_in_use(&self, id: &TemplateId) -> StoreResult<bool> {
         let row = sqlx::query(
             "SELECT EXISTS (SELECT 1 FROM pools WHERE template = ?1)

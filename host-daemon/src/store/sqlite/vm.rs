@@ -1,15 +1,21 @@
 //! VMs and their checkpoints' descriptions.
 
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use std::sync::Arc;
+
+use rusqlite::params;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row as _};
 
 use super::row::{Columns as _, int, micros};
-use super::{Sqlite, answer, database, insert};
+use super::writer::Tx;
+use super::{Sqlite, answer, constraint, database, failed};
+use crate::model::event::Event;
 use crate::model::ids::{PoolId, VmId};
 use crate::model::query::{Page, RequestId, VmFilter};
 use crate::model::record::{Availability, Pending, Vm};
 use crate::model::vm::VmState;
-use crate::store::{StoreError, StoreResult};
+use crate::store::StoreResult;
+use crate::store::changes::RowChange;
 
 const AVAILABILITIES: [(Availability, &str); 3] = [
     (Availability::Idle, "idle"),
@@ -55,88 +61,135 @@ fn read(row: &SqliteRow) -> StoreResult<Vm> {
 }
 
 /// Writes what may change of a VM; its version must be the next one.
-pub(super) async fn update_in(tx: &mut SqliteConnection, vm: &Vm) -> StoreResult<()> {
-    let done = sqlx::query(
+pub(super) fn update_in(tx: &mut Tx<'_>, vm: &Arc<Vm>) -> StoreResult<()> {
+    tx.execute_one(
+        "vm",
         "UPDATE vms SET pool = ?, state = ?, state_reason = ?, state_since = ?, availability = ?, lease = ?,
             pending = ?, clean = ?, epoch = ?, ip_address = ?, last_resumed = ?, updated = ?, version = ?
          WHERE id = ? AND version = ?",
+        params![
+            vm.pool.as_ref().map(PoolId::as_str),
+            vm.state.as_str(),
+            vm.state_reason,
+            micros(vm.state_since),
+            text_of(&AVAILABILITIES, &vm.availability),
+            vm.lease.as_ref().map(AsRef::<str>::as_ref),
+            vm.pending.as_ref().map(|pending| text_of(&PENDINGS, pending)),
+            vm.clean,
+            int(vm.epoch),
+            vm.ip_address,
+            vm.last_resumed.map(micros),
+            micros(vm.updated),
+            int(vm.version),
+            vm.id.as_str(),
+            int(vm.version.saturating_sub(1)),
+        ],
+    )?;
+    tx.show(RowChange::Vm(Arc::clone(vm)));
+    Ok(())
+}
+
+fn insert_in(tx: &mut Tx<'_>, vm: &Arc<Vm>) -> StoreResult<()> {
+    tx.execute(
+        "INSERT INTO vms (id, uid, template, pool, forked_from, state, state_reason, state_since, availability,
+            lease, pending, clean, epoch, ip_address, memory_mb, cpu_count, gpu, rdp_port, created,
+            last_resumed, updated, version)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        params![
+            vm.id.as_str(),
+            vm.uid.simple().to_string(),
+            vm.template.as_str(),
+            vm.pool.as_ref().map(PoolId::as_str),
+            vm.forked_from.as_ref().map(VmId::as_str),
+            vm.state.as_str(),
+            vm.state_reason,
+            micros(vm.state_since),
+            text_of(&AVAILABILITIES, &vm.availability),
+            vm.lease.as_ref().map(AsRef::<str>::as_ref),
+            vm.pending.as_ref().map(|pending| text_of(&PENDINGS, pending)),
+            vm.clean,
+            int(vm.epoch),
+            vm.ip_address,
+            int(vm.memory_mb),
+            vm.cpu_count,
+            vm.gpu,
+            vm.rdp_port,
+            micros(vm.created),
+            vm.last_resumed.map(micros),
+            micros(vm.updated),
+            int(vm.version),
+        ],
     )
-    .bind(vm.pool.as_ref().map(PoolId::as_str))
-    .bind(vm.state.as_str())
-    .bind(&vm.state_reason)
-    .bind(micros(vm.state_since))
-    .bind(text_of(&AVAILABILITIES, &vm.availability))
-    .bind(vm.lease.as_ref().map(AsRef::<str>::as_ref))
-    .bind(vm.pending.as_ref().map(|pending| text_of(&PENDINGS, pending)))
-    .bind(vm.clean)
-    .bind(int(vm.epoch))
-    .bind(&vm.ip_address)
-    .bind(vm.last_resumed.map(micros))
-    .bind(micros(vm.updated))
-    .bind(int(vm.version))
-    .bind(vm.id.as_str())
-    .bind(int(vm.version.saturating_sub(1)))
-    .execute(tx)
-    .await
-    .map_err(insert("vm"))?;
-    if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("vm")) }
+    .map_err(constraint("vm"))?;
+    tx.show(RowChange::Vm(Arc::clone(vm)));
+    Ok(())
+}
+
+/// VMs by id.
+pub(super) async fn list(readers: &SqlitePool, filter: &VmFilter, page: &Page) -> StoreResult<Vec<Vm>> {
+    query(filter, page)
+        .build()
+        .fetch_all(readers)
+        .await
+        .map_err(database("list vms"))?
+        .iter()
+        .map(read)
+        .collect()
+}
+
+pub(super) fn query(filter: &VmFilter, page: &Page) -> QueryBuilder<sqlx::Sqlite> {
+    let mut query = QueryBuilder::new("SELECT * FROM vms WHERE id > ");
+    query.push_bind(page.after.clone());
+    if let Some(pool) = &filter.pool {
+        query.push(" AND pool = ").push_bind(pool.to_string());
+    }
+    if !filter.states.is_empty() {
+        query.push(" AND state IN (");
+        let mut list = query.separated(", ");
+        for state in &filter.states {
+            list.push_bind(state.as_str());
+        }
+        query.push(")");
+    }
+    query.push(" ORDER BY id LIMIT ").push_bind(i64::from(page.limit));
+    query
 }
 
 impl Sqlite {
     /// Adds a VM.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] for a taken id or request id; [`StoreError::Referred`] without its template or pool.
-    pub async fn insert_vm(&self, vm: &Vm, request: Option<&RequestId>) -> StoreResult<()> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
-            "INSERT INTO vms (id, uid, template, pool, forked_from, state, state_reason, state_since, availability,
-                lease, pending, clean, epoch, ip_address, memory_mb, cpu_count, gpu, rdp_port, created,
-                last_resumed, updated, version)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(vm.id.as_str())
-        .bind(vm.uid.simple().to_string())
-        .bind(vm.template.as_str())
-        .bind(vm.pool.as_ref().map(PoolId::as_str))
-        .bind(vm.forked_from.as_ref().map(VmId::as_str))
-        .bind(vm.state.as_str())
-        .bind(&vm.state_reason)
-        .bind(micros(vm.state_since))
-        .bind(text_of(&AVAILABILITIES, &vm.availability))
-        .bind(vm.lease.as_ref().map(AsRef::<str>::as_ref))
-        .bind(vm.pending.as_ref().map(|pending| text_of(&PENDINGS, pending)))
-        .bind(vm.clean)
-        .bind(int(vm.epoch))
-        .bind(&vm.ip_address)
-        .bind(int(vm.memory_mb))
-        .bind(i64::from(vm.cpu_count))
-        .bind(vm.gpu)
-        .bind(i64::from(vm.rdp_port))
-        .bind(micros(vm.created))
-        .bind(vm.last_resumed.map(micros))
-        .bind(micros(vm.updated))
-        .bind(int(vm.version))
-        .execute(&mut *tx)
-        .await
-        .map_err(insert("vm"))?;
-        answer(&mut tx, request, vm.id.as_str(), vm.created).await?;
-        tx.commit().await.map_err(database("commit"))
+    /// [`StoreError::Exists`](crate::store::StoreError::Exists) for a taken id or request id;
+    /// [`StoreError::Referred`](crate::store::StoreError::Referred) without its template or pool.
+    pub async fn insert_vm(&self, vm: &Vm, request: Option<&RequestId>, event: Event) -> StoreResult<()> {
+        let (vm, request) = (Arc::new(vm.clone()), request.cloned());
+        self.writer
+            .write(move |tx| {
+                insert_in(tx, &vm)?;
+                answer(tx, request.as_ref(), vm.id.as_str(), vm.created)?;
+                tx.event(event)
+            })
+            .await
     }
 
     /// Writes what may change of a VM; its version must be the next one.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when another version is stored, or none.
-    pub async fn update_vm(&self, vm: &Vm) -> StoreResult<()> {
-        let mut connection = self.writer.acquire().await.map_err(database("get the writer"))?;
-        update_in(&mut connection, vm).await
+    /// [`StoreError::Changed`](crate::store::StoreError::Changed) when another version is stored, or none.
+    pub async fn update_vm(&self, vm: &Vm, event: Event) -> StoreResult<()> {
+        let vm = Arc::new(vm.clone());
+        self.writer
+            .write(move |tx| {
+                update_in(tx, &vm)?;
+                tx.event(event)
+            })
+            .await
     }
 
     /// One VM.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// Of the database only.
     pub async fn vm(&self, id: &VmId) -> StoreResult<Option<Vm>> {
         sqlx::query("SELECT * FROM vms WHERE id = ?")
             .bind(id.as_str())
@@ -150,42 +203,31 @@ impl Sqlite {
     /// VMs by id.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// Of the database only.
     pub async fn vms(&self, filter: &VmFilter, page: &Page) -> StoreResult<Vec<Vm>> {
-        let mut query = QueryBuilder::new("SELECT * FROM vms WHERE id > ");
-        query.push_bind(&page.after);
-        if let Some(pool) = &filter.pool {
-            query.push(" AND pool = ").push_bind(pool.as_str());
-        }
-        if !filter.states.is_empty() {
-            query.push(" AND state IN (");
-            let mut list = query.separated(", ");
-            for state in &filter.states {
-                list.push_bind(state.as_str());
-            }
-            query.push(")");
-        }
-        query.push(" ORDER BY id LIMIT ").push_bind(i64::from(page.limit));
-        query.build().fetch_all(&self.readers).await.map_err(database("list vms"))?.iter().map(read).collect()
+        list(&self.readers, filter, page).await
     }
 
     /// Removes a VM with its checkpoints' descriptions.
     ///
     /// # Errors
-    /// [`StoreError::Database`].
-    pub async fn delete_vm(&self, id: &VmId) -> StoreResult<()> {
-        sqlx::query("DELETE FROM vms WHERE id = ?")
-            .bind(id.as_str())
-            .execute(&self.writer)
+    /// Of the database only.
+    pub async fn delete_vm(&self, id: &VmId, event: Event) -> StoreResult<()> {
+        let id = id.clone();
+        self.writer
+            .write(move |tx| {
+                let deleted =
+                    tx.execute("DELETE FROM vms WHERE id = ?", [id.as_str()]).map_err(constraint("vm"))?;
+                tx.show(RowChange::NoVm(id));
+                if deleted == 0 { Ok(()) } else { tx.event(event) }
+            })
             .await
-            .map_err(insert("vm"))?;
-        Ok(())
     }
 
     /// Remembers what a checkpoint is for.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] for a taken id or request id.
+    /// [`StoreError::Exists`](crate::store::StoreError::Exists) for a taken id or request id.
     pub async fn insert_checkpoint(
         &self,
         vm: &VmId,
@@ -193,26 +235,26 @@ impl Sqlite {
         description: &str,
         request: Option<&RequestId>,
     ) -> StoreResult<()> {
-        let mut tx = self.begin().await?;
-        // The hypervisor knows which there are. A description may be left over from one that a crash came between.
-        sqlx::query(
-            "INSERT INTO checkpoints (vm, id, description) VALUES (?, ?, ?)
-             ON CONFLICT (vm, id) DO UPDATE SET description = excluded.description",
-        )
-        .bind(vm.as_str())
-        .bind(id)
-        .bind(description)
-        .execute(&mut *tx)
-        .await
-        .map_err(insert("checkpoint"))?;
-        answer(&mut tx, request, id, jiff::Timestamp::now()).await?;
-        tx.commit().await.map_err(database("commit"))
+        let (vm, id, description) = (vm.clone(), id.to_owned(), description.to_owned());
+        let request = request.cloned();
+        self.writer
+            .write(move |tx| {
+                // The hypervisor knows which there are. A description may be left over from one that a crash came between.
+                tx.execute(
+                    "INSERT INTO checkpoints (vm, id, description) VALUES (?, ?, ?)
+                     ON CONFLICT (vm, id) DO UPDATE SET description = excluded.description",
+                    (vm.as_str(), &id, description),
+                )
+                .map_err(constraint("checkpoint"))?;
+                answer(tx, request.as_ref(), &id, jiff::Timestamp::now())
+            })
+            .await
     }
 
     /// What a VM's checkpoints are for, by id.
     ///
     /// # Errors
-    /// [`StoreError::Database`].
+    /// Of the database only.
     pub async fn checkpoint_descriptions(&self, vm: &VmId) -> StoreResult<Vec<(String, String)>> {
         let rows = sqlx::query("SELECT id, description FROM checkpoints WHERE vm = ? ORDER BY id")
             .bind(vm.as_str())
@@ -225,14 +267,15 @@ impl Sqlite {
     /// Forgets what a checkpoint was for.
     ///
     /// # Errors
-    /// [`StoreError::Database`].
+    /// Of the database only.
     pub async fn delete_checkpoint(&self, vm: &VmId, id: &str) -> StoreResult<()> {
-        sqlx::query("DELETE FROM checkpoints WHERE vm = ? AND id = ?")
-            .bind(vm.as_str())
-            .bind(id)
-            .execute(&self.writer)
+        let (vm, id) = (vm.clone(), id.to_owned());
+        self.writer
+            .write(move |tx| {
+                tx.execute("DELETE FROM checkpoints WHERE vm = ? AND id = ?", (vm.as_str(), id))
+                    .map(drop)
+                    .map_err(failed("delete a checkpoint"))
+            })
             .await
-            .map_err(database("delete a checkpoint"))?;
-        Ok(())
     }
 }

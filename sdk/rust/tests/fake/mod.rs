@@ -5,6 +5,7 @@
 
 pub(crate) mod desktop;
 mod resources;
+mod watches;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -58,6 +59,10 @@ pub(crate) struct Seen {
     pub(crate) lease_ended: bool,
     /// Set by tests: that many calls of AcquireVm break after the lease is made.
     pub(crate) break_acquires: u32,
+    /// Revisions that watches of VMs went on from; empty ones began anew.
+    pub(crate) watches: Vec<String>,
+    /// The last backup that was asked for.
+    pub(crate) backup: Option<v1::BackupStoreRequest>,
     operation_step: usize,
 }
 

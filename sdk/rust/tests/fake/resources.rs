@@ -63,6 +63,15 @@ fn vms() -> Vec<v1::Vm> {
 
 #[tonic::async_trait]
 impl VmService for Fake {
+    type WatchVmsStream = super::watches::Items<v1::WatchVmsResponse>;
+
+    async fn watch_vms(
+        &self,
+        request: Request<v1::WatchVmsRequest>,
+    ) -> Result<Response<Self::WatchVmsStream>, Status> {
+        self.vms_watched(&request.into_inner(), vms())
+    }
+
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
         let name = request.into_inner().name;
         let found = vms().into_iter().find(|vm| vm.name == name);
@@ -242,6 +251,15 @@ fn pool() -> v1::Pool {
 
 #[tonic::async_trait]
 impl PoolService for Fake {
+    type WatchPoolsStream = super::watches::Items<v1::WatchPoolsResponse>;
+
+    async fn watch_pools(
+        &self,
+        _: Request<v1::WatchPoolsRequest>,
+    ) -> Result<Response<Self::WatchPoolsStream>, Status> {
+        Ok(Response::new(super::watches::pools(pool())))
+    }
+
     async fn create_pool(
         &self,
         request: Request<v1::CreatePoolRequest>,
@@ -359,6 +377,22 @@ impl Operations for Fake {
 
 #[tonic::async_trait]
 impl HostService for Fake {
+    type WatchEventsStream = super::watches::Items<v1::WatchEventsResponse>;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Ok(Response::new(super::watches::events(&request.into_inner())))
+    }
+
+    async fn backup_store(
+        &self,
+        request: Request<v1::BackupStoreRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        self.backed_up(request.into_inner())
+    }
+
     async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
         let capabilities = v1::Capabilities {
             save: true,
