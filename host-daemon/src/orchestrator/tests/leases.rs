@@ -138,7 +138,8 @@ async fn a_repeat_right_after_its_caller_went_away_gets_a_lease_that_stays() {
                 tokio::task::yield_now().await;
             }
         }
-        let granted = bench.o.acquire(&admin(), asked).await.unwrap_or_else(|error| panic!("{steps}: {error}"));
+        let granted =
+            bench.o.acquire(&admin(), asked).await.unwrap_or_else(|error| panic!("{steps}: {error}"));
         assert!(granted.lease.receipt.is_some());
         bench.check().await;
         let lease = bench.o.lease(&granted.lease.id).await.expect("lease");
