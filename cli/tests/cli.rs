@@ -5,6 +5,7 @@ mod fake;
 mod harness;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use fake::{TOKEN, desktop::PICTURE};
@@ -101,6 +102,49 @@ fn help_pages() {
     ] {
         snapshot!(name, nowhere.run(arguments));
     }
+}
+
+#[test]
+fn what_happened_is_listed() {
+    let daemon = Daemon::start();
+    snapshot!("events_list", daemon.run(&["events", "list"]));
+    snapshot!("events_list_json", daemon.run(&["events", "list", "--kind", "vm-moved", "-o", "json"]));
+    snapshot!("events_list_empty", daemon.run(&["events", "list", "--kind", "pool-deleted"]));
+    snapshot!("usage_kind", daemon.run(&["events", "list", "--kind", "vm-born"]));
+}
+
+/// Runs a command that goes on for ever until it has written so many lines, and gives them.
+fn first_lines(daemon: &Daemon, arguments: &[&str], lines: usize) -> Vec<String> {
+    let mut child = daemon.command(arguments).stdout(Stdio::piped()).spawn().expect("runs");
+    let stdout = BufReader::new(child.stdout.take().expect("piped"));
+    let read = stdout.lines().take(lines).collect::<Result<Vec<_>, _>>().expect("text");
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    read
+}
+
+#[test]
+fn lists_that_watch_go_on_over_breaks() {
+    let daemon = Daemon::start();
+    // The list, what came, and what is news after the watch had to begin anew: nothing twice.
+    let lines = first_lines(&daemon, &["vm", "list", "--watch", "-o", "name"], 3);
+    assert_eq!(lines, ["vms/browser-1", "vms/browser-2", "vms/browser-3"]);
+    let lines = first_lines(&daemon, &["pool", "list", "-w", "-o", "name"], 1);
+    assert_eq!(lines, ["pools/browser"]);
+    let lines = first_lines(&daemon, &["events", "list", "--watch", "-o", "name"], 3);
+    assert_eq!(lines, ["r1", "r2", "r3"]);
+}
+
+#[test]
+fn a_backup_names_its_file() {
+    let daemon = Daemon::start();
+    snapshot!("host_backup", daemon.run(&["host", "backup", "/srv/copy.db"]));
+    assert!(!daemon.fake.seen().backup.expect("asked for").overwrite);
+    snapshot!("host_backup_exists", daemon.run(&["host", "backup", "/srv/taken.db"]));
+    daemon.run(&["host", "backup", "relative.db", "--overwrite"]);
+    let asked = daemon.fake.seen().backup.expect("asked for");
+    let here = std::env::current_dir().expect("a folder").join("relative.db");
+    assert_eq!((asked.path.as_str(), asked.overwrite), (here.to_str().expect("text"), true));
 }
 
 #[test]
