@@ -24,6 +24,7 @@ use crate::api::{Api, Health, Stopping};
 use crate::config::{Config, HypervisorKind};
 use crate::hypervisor::process::Process;
 use crate::hypervisor::qemu::QemuHypervisor;
+use crate::hypervisor::sim::SimHypervisor;
 use crate::hypervisor::{HvError, HvResult, Hypervisor};
 use crate::model::error::Error;
 use crate::orchestrator::Orchestrator;
@@ -169,6 +170,14 @@ async fn hypervisor(config: &Config) -> HvResult<Arc<dyn Hypervisor>> {
         HypervisorKind::Process => {
             tracing::warn!("the process backend isolates nothing: its desktops are programs of this user");
             Arc::new(Process::new(config.process())?)
+        }
+        HypervisorKind::Sim => {
+            let sim = SimHypervisor::open(config.sim())?;
+            tracing::warn!(
+                facts = sim.facts().accelerator_reason,
+                "the hypervisor is simulated: no vm is real"
+            );
+            Arc::new(sim)
         }
     })
 }

@@ -5,6 +5,8 @@
 //! after batch, so that two batches never mix.
 
 mod batch;
+#[cfg(feature = "sim")]
+mod borrowed;
 mod input;
 mod pack;
 mod rect;

@@ -4,5 +4,9 @@
 #[cfg(target_os = "linux")]
 mod linux;
 
+#[cfg(all(target_os = "linux", feature = "sim"))]
+pub(crate) use linux::keysym;
 #[cfg(target_os = "linux")]
-pub use linux::{X11, display_is_up, machine};
+pub use linux::machine;
+#[cfg(all(target_os = "linux", feature = "x11"))]
+pub use linux::{X11, display_is_up};

@@ -28,10 +28,10 @@ const MAX_ARGS: usize = 1024;
 const MAX_ARG_BYTES: usize = 256 << 10;
 const MAX_STDIN: usize = 1 << 20;
 /// One piece of output, as the protocol bounds it.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
 /// Pieces between the pipes and the stream: enough to keep both busy, 256 KiB at most; then the program blocks on its pipe.
 const QUEUE: usize = 4;
-const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A program that has ended may have left others behind that hold its pipes: reading goes on until a pipe is silent for this
 /// long, or has given this much.
 const LINGER: Duration = Duration::from_millis(200);
@@ -133,7 +133,8 @@ pub(super) fn run(home: &Home, request: pb::ExecRequest) -> Result<Reply<pb::Exe
     Ok(Box::pin(Driven { work: Some(Box::pin(work)), events: started.chain(events) }))
 }
 
-fn check(request: &pb::ExecRequest) -> Result<(), Status> {
+/// Whether a request makes sense at all.
+pub(crate) fn check(request: &pb::ExecRequest) -> Result<(), Status> {
     let argv = &request.argv;
     if argv.is_empty() || argv[0].is_empty() {
         return Err(Status::invalid_argument("argv: names no program"));

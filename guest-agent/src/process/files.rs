@@ -20,12 +20,18 @@ const MAX_PATH: usize = 4096;
 const MAX_PIECE: usize = 1 << 20;
 const DEFAULT_MODE: u32 = 0o644;
 
-fn resolve(home: &Home, path: &str) -> Result<PathBuf, Status> {
+/// Whether a path makes sense at all.
+pub(crate) fn check_path(path: &str) -> Result<(), Status> {
     if path.is_empty() || path.len() > MAX_PATH || path.contains('\0') {
         return Err(Status::invalid_argument(format!(
             "path: must have 1 to {MAX_PATH} bytes, none of them zero"
         )));
     }
+    Ok(())
+}
+
+fn resolve(home: &Home, path: &str) -> Result<PathBuf, Status> {
+    check_path(path)?;
     Ok(home.resolve(path))
 }
 

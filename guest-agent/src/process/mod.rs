@@ -13,6 +13,10 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use exec::Home;
+#[cfg(feature = "sim")]
+pub(crate) use exec::{CHUNK, MAX_TIMEOUT, check as check_exec};
+#[cfg(feature = "sim")]
+pub(crate) use files::check_path;
 
 /// A boxed server stream.
 pub type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -12,7 +12,7 @@ pub mod facts;
 pub mod passwd;
 mod processes;
 mod route;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "x11"))]
 pub mod worker;
 
 use std::path::PathBuf;
@@ -33,10 +33,10 @@ use crate::process::{Reply, duration};
 pub use processes::RoutedProcesses;
 pub use route::{Desktop, Routed, Routes};
 
-const DEFAULT_BEAT: Duration = Duration::from_secs(5);
-const SHORTEST_BEAT: Duration = Duration::from_millis(100);
-const LONGEST_BEAT: Duration = Duration::from_secs(60);
-const FIRST_BEAT: Duration = Duration::from_secs(1);
+pub(crate) const DEFAULT_BEAT: Duration = Duration::from_secs(5);
+pub(crate) const SHORTEST_BEAT: Duration = Duration::from_millis(100);
+pub(crate) const LONGEST_BEAT: Duration = Duration::from_secs(60);
+pub(crate) const FIRST_BEAT: Duration = Duration::from_secs(1);
 /// From a new identity to the work that follows from it.
 const FOLLOW_UP_AFTER: Duration = Duration::from_secs(1);
 const MAX_HOSTNAME: usize = 63;
@@ -137,7 +137,8 @@ impl Supervisor {
     }
 }
 
-fn check(request: &pb::AttachRequest) -> Result<(), Status> {
+/// Whether an agent may act on a request at all.
+pub(crate) fn check(request: &pb::AttachRequest) -> Result<(), Status> {
     if let Some(time) = &request.host_time {
         check_time(time)?;
     }

@@ -315,6 +315,8 @@ mod tests {
             ("HVKUBED_QEMU__BINARY".into(), "q2".into()),
             ("HVKUBED_ORCHESTRATOR__PROVISION_PARALLEL".into(), "7".into()),
             ("HVKUBED_QEMU__FIRMWARE_DIRS".into(), "/a:/b".into()),
+            ("HVKUBED_SIM__FAULTS".into(), "start_fails=0.5:vm_dies=0.001".into()),
+            ("HVKUBED_SIM__TIME_FACTOR".into(), "0.25".into()),
             ("OTHER".into(), "ignored".into()),
         ];
         sources.flags = vec![("qemu.binary".into(), "q3".into(), "--set".into())];
@@ -325,6 +327,9 @@ mod tests {
         assert_eq!(config.qemu.img_binary, Path::new("i1"));
         assert_eq!(config.orchestrator.provision_parallel, 7);
         assert_eq!(config.qemu.firmware_dirs, [Path::new("/a"), Path::new("/b")]);
+        let faults: Vec<_> = config.sim.faults.iter().map(ToString::to_string).collect();
+        assert_eq!(faults, ["start_fails=0.5", "vm_dies=0.001"]);
+        assert_eq!(config.sim.time_factor.to_string(), "0.25");
         assert!(!config.store.synchronous);
         assert_eq!(config.hypervisor, HypervisorKind::Qemu);
         assert_eq!(loaded.origins["qemu.binary"], "flag --set");
@@ -363,6 +368,8 @@ mod tests {
             ("[orchestrator]\nboot_timeout = 'soon'", "write it like 300ms, 90s or 1h 30m"),
             ("[orchestrator]\nprovision_parallel = 0", "must be at least 1"),
             ("[orchestrator]\nkeep_events_max = 0", "must be at least 1"),
+            ("[sim]\nfaults = ['fire=1']", "there are start_fails, save_corrupts"),
+            ("[sim]\ntime_factor = -1.0", "is not between 0 and 100"),
             ("[log]\nlevel = 'a=b=c'", "log.level ("),
             ("listen", "is no TOML: TOML parse error at line 1"),
         ] {

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::hypervisor::process::ProcessConfig;
 use crate::hypervisor::qemu::{AccelChoice, ForkChoice, QemuConfig};
+use crate::hypervisor::sim::{FaultRate, Profile, SimConfig, TimeFactor};
 use crate::orchestrator::settings::Settings;
 use crate::store::StoreConfig;
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub qemu: Qemu,
     /// Plain processes.
     pub process: Process,
+    /// The simulation.
+    pub sim: Sim,
     /// VMs, pools and leases.
     pub orchestrator: Orchestrator,
     /// The database.
@@ -55,6 +58,8 @@ pub enum HypervisorKind {
     Qemu,
     /// A private X display with an agent: no isolation, so it is never chosen by itself.
     Process,
+    /// Nothing real at all, for tests of scale and of faults; never chosen by itself either.
+    Sim,
 }
 
 /// Settings of the QEMU backend.
@@ -85,6 +90,22 @@ pub struct Process {
     pub x_server: PathBuf,
     /// The window manager and its arguments, with spaces between them; empty: none.
     pub window_manager: String,
+}
+
+/// Settings of the simulated hypervisor; see [`SimConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sim {
+    /// See [`SimConfig::profile`].
+    pub profile: Profile,
+    /// See [`SimConfig::time_factor`].
+    pub time_factor: TimeFactor,
+    /// See [`SimConfig::seed`].
+    pub seed: u64,
+    /// See [`SimConfig::faults`].
+    // An empty list is lost on the way through the merge of the sources.
+    #[serde(default)]
+    pub faults: Vec<FaultRate>,
 }
 
 /// Settings of VMs, pools and leases; see [`Settings`].
@@ -194,6 +215,7 @@ impl Config {
                 x_server: "Xvfb".into(),
                 window_manager: "openbox".into(),
             },
+            sim: Sim { profile: Profile::Hyperv, time_factor: TimeFactor::ONE, seed: 0, faults: Vec::new() },
             orchestrator: Orchestrator {
                 host_id: settings.host_id,
                 boot_timeout: settings.boot_timeout,
@@ -285,6 +307,19 @@ impl Config {
             agent: if from.agent_binary.as_os_str().is_empty() { agent() } else { from.agent_binary.clone() },
             x_server: from.x_server.clone(),
             window_manager: from.window_manager.split_whitespace().map(str::to_owned).collect(),
+        }
+    }
+
+    /// For the simulated hypervisor.
+    #[must_use]
+    pub fn sim(&self) -> SimConfig {
+        let from = &self.sim;
+        SimConfig {
+            dir: self.state_dir.join("sim"),
+            profile: from.profile,
+            time_factor: from.time_factor,
+            seed: from.seed,
+            faults: from.faults.clone(),
         }
     }
 

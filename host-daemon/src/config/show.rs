@@ -12,7 +12,7 @@ pub(super) struct Key {
 }
 
 /// The settings that are lists.
-pub(super) const LISTS: &[&str] = &["qemu.firmware_dirs"];
+pub(super) const LISTS: &[&str] = &["qemu.firmware_dirs", "sim.faults"];
 
 const fn key(path: &'static str, about: &'static str) -> Key {
     Key { path, about }
@@ -34,7 +34,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "hypervisor",
-        "\"qemu\" or \"process\". The latter is a private X display per VM, without any isolation.",
+        "\"qemu\"; \"process\": a private X display per VM, without any isolation; or \"sim\": nothing real, for\ntests of scale and of faults.",
     ),
     key(
         "allow_root_exec",
@@ -55,6 +55,16 @@ pub(super) const KEYS: &[Key] = &[
     key("process.agent_binary", "Guest agent. Empty: hvkube-guest beside hvkubed, else in the PATH."),
     key("process.x_server", "X server; looked up in the PATH."),
     key("process.window_manager", "Window manager and its arguments; looked up in the PATH. Empty: none."),
+    key(
+        "sim.profile",
+        "How long the simulated hypervisor takes: \"hyperv\" (boot 30-60 s, resume 2-5 s) or \"instant\". Its templates\nneed a disk_path, but no file has to be there.",
+    ),
+    key("sim.time_factor", "Scales the times of the profile; 0 to 100."),
+    key("sim.seed", "Decides what the faults hit, and where between its bounds a time lies."),
+    key(
+        "sim.faults",
+        "Faults and their rates, as \"start_fails=0.05\"; there are start_fails, save_corrupts, guest_hangs,\naddress_changes, vm_dies, vm_vanishes, out_of_memory and slow_disk. In the environment and flags with\n: between them.",
+    ),
     key("orchestrator.host_id", "Id of this host in the API."),
     key("orchestrator.boot_timeout", "How long a guest may take to boot until its agent answers."),
     key("orchestrator.agent_timeout", "How long the agent of a resumed guest may take to answer."),

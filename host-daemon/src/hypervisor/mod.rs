@@ -19,7 +19,10 @@
 //! - Moves are idempotent: one that its VM is already at the end of succeeds. `delete` of an unknown VM succeeds.
 //! - When a call that makes a VM saved has answered, its state survives a crash of the host (files are fsynced).
 //! - A VM process that ends by itself is reported once through [`Hypervisor::events`] with its last words.
+//! - A VM process that ends by itself takes the memory with it: the VM is off then, with its disk.
 //! - Dropping a call's future part-way is allowed: the backend finishes or undoes the step by itself.
+//!
+//! `tests/conformance` checks them on each backend.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +39,7 @@ use crate::model::template::{CloneMethod, NetworkMode, TemplateSpec};
 
 pub mod process;
 pub mod qemu;
+pub mod sim;
 
 /// What a backend can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +65,7 @@ pub struct Capabilities {
 /// What a backend says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendFacts {
-    /// `qemu`, `process`, ...
+    /// `qemu`, `process`, `sim`.
     pub name: &'static str,
     /// Version of the hypervisor.
     pub version: String,

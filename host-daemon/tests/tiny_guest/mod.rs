@@ -191,9 +191,9 @@ impl Shell {
     /// Runs a line and returns what it printed, with its status.
     ///
     /// # Panics
-    /// When the guest has not answered within a minute.
+    /// When the guest has not answered within three minutes: it may still boot, under emulation on a loaded machine.
     pub(crate) async fn run(&mut self, line: &str) -> (i32, String) {
-        let answer = timeout(Duration::from_secs(60), async {
+        let answer = timeout(Duration::from_secs(180), async {
             self.stream.write_all(format!("{line}\n").as_bytes()).await.expect("the guest's port is open");
             let mut output = String::new();
             loop {

@@ -3,10 +3,10 @@
 use xkeysym::{Keysym, key};
 
 /// An X11 keysym.
-pub(super) type Sym = u32;
+pub(crate) type Sym = u32;
 
 /// The keysym of a name, if there is one.
-pub(super) fn by_name(name: &str) -> Option<Sym> {
+pub(crate) fn by_name(name: &str) -> Option<Sym> {
     let mut chars = name.chars();
     if let (Some(c), None) = (chars.next(), chars.next()) {
         return by_char(c);
@@ -19,7 +19,7 @@ pub(super) fn by_name(name: &str) -> Option<Sym> {
 }
 
 /// The keysym that types `c`; control characters have the keys that people mean by them.
-pub(super) fn by_char(c: char) -> Option<Sym> {
+pub(crate) fn by_char(c: char) -> Option<Sym> {
     match c {
         '\n' | '\r' => Some(key::Return),
         '\t' => Some(key::Tab),
@@ -32,12 +32,13 @@ pub(super) fn by_char(c: char) -> Option<Sym> {
 }
 
 /// The character that a key with this keysym types; none for keys that do something else, the keypad among them.
-pub(super) fn to_char(sym: Sym) -> Option<char> {
+pub(crate) fn to_char(sym: Sym) -> Option<char> {
     if (0xff00..=0xffff).contains(&sym) { None } else { Keysym::new(sym).key_char() }
 }
 
 /// Whether a key with this keysym has upper and lower case.
-pub(super) fn is_letter(sym: Sym) -> bool {
+#[cfg(any(feature = "x11", test))]
+pub(crate) fn is_letter(sym: Sym) -> bool {
     to_char(sym).is_some_and(|c| c.is_lowercase() || c.is_uppercase())
 }
 

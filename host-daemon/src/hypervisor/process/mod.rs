@@ -254,11 +254,14 @@ impl Hypervisor for Process {
 
     async fn seal_template(&self, id: &TemplateId, vm: &VmId) -> HvResult<CloneMethod> {
         let known = self.0.template_dir(id).exists();
+        let slot = self.0.slot(vm)?;
+        let refused = slot.lock().await.live(vm, "seal a template from").err();
+        // Of no more use, sealed or not.
         self.delete(vm).await?;
-        if known {
-            Ok(CloneMethod::Boot)
-        } else {
-            Err(HvError::NotFound { kind: "template", id: id.to_string() })
+        match refused {
+            Some(error) => Err(error),
+            None if known => Ok(CloneMethod::Boot),
+            None => Err(HvError::NotFound { kind: "template", id: id.to_string() }),
         }
     }
 

@@ -1,0 +1,120 @@
+//! VMs whose process ends, and daemons that do.
+
+use hvkube_host::hypervisor::{Event, Observed, Stop};
+use tokio::time::timeout_at;
+
+use crate::rig::{GOLDEN, Rig, at_rest, make, observe, prepared, resting, run, soon, vm_id};
+
+pub(crate) async fn a_killed_process_is_told_once<R: Rig>() {
+    let (rig, template) = prepared::<R>().await;
+    let mut events = rig.hv().events().expect("the first to ask");
+    let (hv, vm) = (rig.hv(), make(&rig, "vm-1", &template).await);
+    run(&rig, &vm).await;
+    rig.read(&vm).await;
+    let mut started = run_of(&observe(&rig, &vm).await);
+    for round in 0..2 {
+        rig.kill(&vm, started).await;
+        let event = timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+        let Event::Exited { vm: ended, run: of, reason, clean } = event;
+        assert_eq!((&ended, of, clean), (&vm, started, false));
+        assert!(!reason.is_empty());
+        assert_eq!(observe(&rig, &vm).await, Observed::Off, "what it had in memory is lost");
+        assert_eq!(hv.resident_bytes(&vm).await.expect("resident"), 0);
+        if round == 0 {
+            let next = hv.start(&vm).await.expect("it boots again");
+            assert!(next.number > started.number);
+            started = next;
+        }
+    }
+    assert_eq!(hv.reset(&vm).await.expect("reset"), at_rest(&rig));
+    run(&rig, &vm).await;
+    assert_eq!(rig.read(&vm).await, GOLDEN);
+    hv.delete(&vm).await.expect("delete");
+    assert!(events.try_recv().is_err(), "once each");
+}
+
+fn run_of(observed: &Observed) -> hvkube_host::hypervisor::Run {
+    match observed {
+        Observed::Running(run) | Observed::Paused(run) => *run,
+        other => panic!("it does not run but is {other:?}"),
+    }
+}
+
+pub(crate) async fn what_was_asked_for_is_no_news<R: Rig>() {
+    let (rig, template) = prepared::<R>().await;
+    let mut events = rig.hv().events().expect("the first to ask");
+    let (hv, vm) = (rig.hv(), make(&rig, "vm-1", &template).await);
+    run(&rig, &vm).await;
+    hv.stop(&vm, Stop::Hard).await.expect("stop");
+    run(&rig, &vm).await;
+    hv.reset(&vm).await.expect("reset");
+    run(&rig, &vm).await;
+    if hv.capabilities().save {
+        hv.save(&vm).await.expect("save");
+        run(&rig, &vm).await;
+    }
+    hv.delete(&vm).await.expect("delete");
+    // One that is news comes after all that was before it.
+    let other = make(&rig, "vm-2", &template).await;
+    let started = run(&rig, &other).await;
+    rig.kill(&other, started).await;
+    let Event::Exited { vm: ended, .. } =
+        timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+    assert_eq!(ended, other);
+}
+
+pub(crate) async fn a_new_daemon_finds_what_the_old_one_left<R: Rig>() {
+    let (mut rig, template) = prepared::<R>().await;
+    for name in ["rests", "runs", "stopped", "kept", "paused", "deleted"] {
+        make(&rig, name, &template).await;
+    }
+    let can = rig.hv().capabilities().clone();
+    let started = run(&rig, &vm_id("runs")).await;
+    rig.write(&vm_id("runs"), "mine").await;
+    run(&rig, &vm_id("stopped")).await;
+    rig.hv().stop(&vm_id("stopped"), Stop::Hard).await.expect("stop");
+    rig.hv().delete(&vm_id("deleted")).await.expect("delete");
+    let mut expected = vec![
+        ("kept", resting(at_rest(&rig))),
+        ("paused", resting(at_rest(&rig))),
+        ("rests", resting(at_rest(&rig))),
+        ("runs", Observed::Running(started)),
+        ("stopped", Observed::Off),
+    ];
+    if can.save {
+        run(&rig, &vm_id("kept")).await;
+        assert_eq!(rig.count(&vm_id("kept")).await, 2);
+        rig.hv().save(&vm_id("kept")).await.expect("save");
+    }
+    if can.pause {
+        let paused = run(&rig, &vm_id("paused")).await;
+        rig.hv().pause(&vm_id("paused")).await.expect("pause");
+        expected[1].1 = Observed::Paused(paused);
+    }
+    rig.restart().await;
+    let mut found = rig.hv().recover().await.expect("recover");
+    found.sort_by(|a, b| a.definition.id.cmp(&b.definition.id));
+    let found: Vec<_> = found.iter().map(|one| (one.definition.id.as_str(), one.observed.clone())).collect();
+    assert_eq!(found, expected);
+    assert_eq!(rig.hv().templates().await.expect("list"), std::slice::from_ref(&template));
+    assert_eq!(rig.read(&vm_id("runs")).await, "mine", "its stream opens again");
+    if can.save {
+        rig.hv().resume(&vm_id("kept")).await.expect("resume");
+        assert_eq!(rig.count(&vm_id("kept")).await, 3, "its memory was kept");
+    }
+    // The new daemon hears of what the old one started.
+    let mut events = rig.hv().events().expect("the first to ask");
+    rig.kill(&vm_id("runs"), started).await;
+    let Event::Exited { vm, run: of, .. } =
+        timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+    assert_eq!((vm, of), (vm_id("runs"), started));
+    let next = rig.hv().start(&vm_id("stopped")).await.expect("start");
+    assert!(next.number > started.number, "runs of a new daemon have larger numbers");
+    for name in ["rests", "runs", "stopped", "kept", "paused"] {
+        rig.hv().delete(&vm_id(name)).await.expect("delete");
+    }
+    rig.hv().delete_template(&template).await.expect("delete");
+    rig.restart().await;
+    assert_eq!(rig.hv().recover().await.expect("recover"), []);
+    assert_eq!(rig.hv().templates().await.expect("list"), []);
+}
