@@ -165,11 +165,7 @@ impl Display {
         home.dir = self.home.path().to_owned();
         let routes = Routes::new(DisplayServiceServer::new(DisplaySession::new(self.desktop.clone())))
             .add_service(ProcessServiceServer::new(LocalProcesses::new(home, false)))
-            .add_service(SupervisorServiceServer::new(Supervisor::new(
-                false,
-                &Config::default(),
-                || true,
-            )));
+            .add_service(SupervisorServiceServer::new(Supervisor::new(false, &Config::default(), || true)));
         Routed::new(routes, None)
     }
 

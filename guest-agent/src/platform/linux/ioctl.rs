@@ -67,8 +67,9 @@ pub(super) fn reseed(random: &File) -> io::Result<()> {
 
 /// IPv4 addresses of the interfaces that are up, with their names.
 pub(super) fn ipv4_addresses() -> io::Result<Vec<(String, Ipv4Addr)>> {
-    let mut found = [InterfaceAddress { name: [0; 16], family: 0, port: [0; 2], address: [0; 4], rest: [0; 16] };
-        MAX_INTERFACES];
+    let mut found =
+        [InterfaceAddress { name: [0; 16], family: 0, port: [0; 2], address: [0; 4], rest: [0; 16] };
+            MAX_INTERFACES];
     let bytes = size_of_val(&found);
     let list = InterfaceList {
         len: i32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?,

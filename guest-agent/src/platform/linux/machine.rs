@@ -163,10 +163,15 @@ pub fn flush_disks() {
 /// When it is not there.
 pub fn renew_network(dhcp_pid_file: Option<&Path>) -> io::Result<()> {
     let Some(file) = dhcp_pid_file else {
-        return spawn(Command::new("systemctl").args(["--no-block", "try-restart", "systemd-networkd.service"]));
+        return spawn(Command::new("systemctl").args([
+            "--no-block",
+            "try-restart",
+            "systemd-networkd.service",
+        ]));
     };
     let pid = fs::read_to_string(file)?.trim().parse().ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no pid in the DHCP client's file"))?;
+    let pid =
+        pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no pid in the DHCP client's file"))?;
     Ok(kill_process(pid, Signal::USR1)?)
 }
 

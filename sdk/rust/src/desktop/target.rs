@@ -63,7 +63,9 @@ impl Target {
         options: ScreenshotOptions,
         max_fps: f64,
     ) -> Result<impl Stream<Item = Result<Screenshot>> + Send + use<>> {
-        let request = StreamScreenshotsRequest { target: self.name.clone(), options: Some(options), max_fps };
+        let target = self.name.clone();
+        let request =
+            StreamScreenshotsRequest { target, options: Some(options), max_fps, ..Default::default() };
         let client = self.client.clone();
         let stream =
             client.desktops().stream_screenshots(request).await.map_err(|status| client.error(status))?;
