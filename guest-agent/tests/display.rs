@@ -192,6 +192,56 @@ async fn the_cursor_is_a_shape_and_a_place() {
     assert_eq!((again.shape, again.pixels.len()), (cursor.shape, 0), "known already");
 }
 
+/// The screen as `xwd` dumps it: a header that tells its own length, colours of 12 bytes each, then rows of pixels.
+fn dump(display: &Display) -> Vec<u8> {
+    let file = display.tool("x11-apps", &["xwd", "-root", "-silent"]);
+    let field = |n: usize| u32::from_be_bytes(file[n * 4..n * 4 + 4].try_into().expect("a header")) as usize;
+    let (header, width, height, bits, stride, colours) =
+        (field(0), field(4), field(5), field(11), field(12), field(19));
+    assert_eq!((bits, stride), (32, width * 4), "the test reads 32 bits a pixel without padding");
+    let from = header + colours * 12;
+    file[from..from + stride * height].to_vec()
+}
+
+#[tokio::test]
+async fn differences_one_after_another_give_what_xwd_sees() {
+    let display = Display::start();
+    display.tool("x11-xserver-utils", &["xsetroot", "-mod", "9", "4", "-fg", "gold", "-bg", "navy"]);
+    let win = window(&display, 37, 51, 900, 600);
+    let host = display.session().await;
+    let mut frame = Vec::new();
+    let mut have = capture(&host, 0).await;
+    have.paint(&mut frame);
+    same_pixels(&frame, &dump(&display), "full frame");
+    let mut seed = 1u32;
+    let mut random = |below: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) % below
+    };
+    for step in 0..30 {
+        for _ in 0..random(6) {
+            let (x, y) =
+                (i16::try_from(random(850)).expect("small"), i16::try_from(random(550)).expect("small"));
+            let (width, height) = (1 + random(200), 1 + random(150));
+            let (width, height) =
+                (u16::try_from(width).expect("small"), u16::try_from(height).expect("small"));
+            fill(&display, win, random(1 << 24), Rectangle { x, y, width, height });
+        }
+        // What scrolls looks like what is elsewhere already.
+        let by = i16::try_from(random(3) * 64).expect("small");
+        display.conn.copy_area(win.0, win.0, win.1, 0, by, 0, 0, 900, 400).expect("drawn");
+        let request = pb::CaptureRequest {
+            since_sequence: have.header.sequence,
+            base: have.header.answer,
+            cursor: step % 2 == 0,
+            ..Default::default()
+        };
+        have = host.capture(request).await.expect("captured");
+        have.paint(&mut frame);
+        same_pixels(&frame, &dump(&display), &format!("step {step}"));
+    }
+}
+
 #[tokio::test]
 async fn what_the_host_shows_is_not_sent_again() {
     let display = Display::start();

@@ -73,6 +73,7 @@ const DISPLAY_TESTS: &[Need] = &[
     program("xvfb", "Xvfb"),
     program("openbox", "openbox"),
     program("xterm", "xterm"),
+    program("x11-apps", "xwd"),
     program("mousepad", "mousepad"),
     program("dbus", "dbus-daemon"),
     package("fonts-dejavu-core"),

@@ -54,7 +54,8 @@ impl Target {
     }
 
     /// A picture at each change, `max_fps` a second at most (0 means 10). A slow reader gets the latest; `skipped` says
-    /// how many it missed. Ends with an error when the desktop goes away.
+    /// how many it missed. While the VM is saved there is one message with `StreamStatus::Paused` and without a picture. Ends
+    /// with an error when the desktop goes away.
     ///
     /// # Errors
     /// As [`Target::screenshot`].
