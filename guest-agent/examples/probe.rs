@@ -114,12 +114,15 @@ async fn bench(host: &Host) -> Result {
         host.display().probe(pb::ProbeRequest {}).await?;
         probe.0.push(at.elapsed());
         let at = Instant::now();
-        let frame = host.capture(pb::CaptureRequest { since_sequence: 0, wait: None, cursor: true }).await?;
+        let frame = host
+            .capture(pb::CaptureRequest { since_sequence: 0, wait: None, cursor: true, ..Default::default() })
+            .await?;
         full.0.push(at.elapsed());
         bytes = frame.bytes;
         let at = Instant::now();
         let since_sequence = frame.header.sequence;
-        host.capture(pb::CaptureRequest { since_sequence, wait: None, cursor: true }).await?;
+        host.capture(pb::CaptureRequest { since_sequence, wait: None, cursor: true, ..Default::default() })
+            .await?;
         unchanged.0.push(at.elapsed());
         let at = Instant::now();
         let to = Some(pb::Point { x: 100 + i, y: 100 });
@@ -156,7 +159,9 @@ async fn reconnect(place: &str) -> Result {
 }
 
 async fn shot(host: &Host, file: &str) -> Result {
-    let frame = host.capture(pb::CaptureRequest { since_sequence: 0, wait: None, cursor: true }).await?;
+    let frame = host
+        .capture(pb::CaptureRequest { since_sequence: 0, wait: None, cursor: true, ..Default::default() })
+        .await?;
     let mut pixels = Vec::new();
     frame.paint(&mut pixels);
     let mut out = format!("P6 {} {} 255\n", frame.header.width, frame.header.height).into_bytes();

@@ -85,7 +85,7 @@ fn same_pixels(a: &[u8], b: &[u8], what: &str) {
 }
 
 async fn capture(host: &Host, since_sequence: u64) -> host::Captured {
-    host.capture(pb::CaptureRequest { since_sequence, wait: None, cursor: false }).await.expect("captured")
+    host.capture(pb::CaptureRequest { since_sequence, ..Default::default() }).await.expect("captured")
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn a_waiting_capture_answers_at_the_change_and_at_its_deadline() {
     let win = window(&display, 0, 0, 200, 200);
     let host = display.session().await;
     let since_sequence = capture(&host, 0).await.header.sequence;
-    let wait = pb::CaptureRequest { since_sequence, wait: seconds(50), cursor: false };
+    let wait = pb::CaptureRequest { since_sequence, wait: seconds(50), ..Default::default() };
     let draw = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         fill(&display, win, 0x00ff_ffff, Rectangle { x: 1, y: 1, width: 10, height: 10 });
@@ -142,45 +142,139 @@ async fn a_waiting_capture_answers_at_the_change_and_at_its_deadline() {
     let changed = changed.expect("captured");
     assert!(!changed.rects.is_empty() && !changed.header.full);
 
-    let wait =
-        pb::CaptureRequest { since_sequence: changed.header.sequence, wait: millis(50), cursor: false };
+    let wait = pb::CaptureRequest {
+        since_sequence: changed.header.sequence,
+        wait: millis(50),
+        ..Default::default()
+    };
     assert!(host.capture(wait).await.expect("captured").rects.is_empty(), "nothing changed");
 
-    // The cursor counts when it is drawn.
-    let with = |since_sequence, wait| pb::CaptureRequest { since_sequence, wait, cursor: true };
-    let drawn = host.capture(with(changed.header.sequence, None)).await.expect("captured");
-    assert!(!drawn.rects.is_empty(), "the cursor was not in the frame before");
+    // The cursor counts for those who want to know it, and costs no pixels.
+    let with = |since_sequence, wait| pb::CaptureRequest {
+        since_sequence,
+        wait,
+        cursor: true,
+        base: changed.header.answer,
+        ..Default::default()
+    };
+    let before = host.capture(with(changed.header.sequence, None)).await.expect("captured");
     let move_it = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         host.input("m", vec![Event::Move(pb::Move { to: point(150, 150), ..Default::default() })]).await
     };
-    let (moved, done) = tokio::join!(host.capture(with(drawn.header.sequence, seconds(50))), move_it);
+    let (moved, done) = tokio::join!(host.capture(with(before.header.sequence, seconds(50))), move_it);
     assert_eq!(done.expect("moved").failure, None);
     let moved = moved.expect("captured");
-    assert!(!moved.rects.is_empty() && !moved.header.full);
+    assert_eq!((moved.header.pointer_x, moved.header.pointer_y), (150, 150));
+    assert!(moved.rects.is_empty() && moved.header.sequence > before.header.sequence);
+    assert_eq!(moved.header.answer, before.header.answer, "the host's frame is the same");
 }
 
 #[tokio::test]
-async fn the_cursor_is_drawn_and_taken_away_again() {
+async fn the_cursor_is_a_shape_and_a_place() {
     let display = Display::start();
     let _win = window(&display, 0, 0, 400, 400);
     let host = display.session().await;
     host.input("m", vec![Event::Move(pb::Move { to: point(200, 200), ..Default::default() })])
         .await
         .expect("moved");
+    let request = |cursor_shape| pb::CaptureRequest { cursor: true, cursor_shape, ..Default::default() };
+    let captured = host.capture(request(0)).await.expect("captured");
+    assert_eq!((captured.header.pointer_x, captured.header.pointer_y), (200, 200));
     let mut frame = Vec::new();
-    let request = pb::CaptureRequest { since_sequence: 0, wait: None, cursor: true };
-    let with = host.capture(request).await.expect("captured");
-    with.paint(&mut frame);
-    assert_eq!((with.header.pointer_x, with.header.pointer_y), (200, 200));
-    let plain = screen(&display, 1280, 800);
-    let differ: Vec<usize> =
-        (0..frame.len() / 4).filter(|i| frame[i * 4..i * 4 + 3] != plain[i * 4..i * 4 + 3]).collect();
-    assert!(!differ.is_empty(), "a cursor is seen");
-    let near = |i: &usize| (i % 1280).abs_diff(200) < 64 && (i / 1280).abs_diff(200) < 64;
-    assert!(differ.iter().all(near), "and only at the pointer");
-    capture(&host, with.header.sequence).await.paint(&mut frame);
-    same_pixels(&frame, &plain, "without the cursor again");
+    captured.paint(&mut frame);
+    same_pixels(&frame, &screen(&display, 1280, 800), "no cursor in the pixels");
+    let cursor = captured.header.cursor.expect("a cursor");
+    assert!(cursor.shape != 0 && cursor.width > 0 && cursor.height > 0);
+    assert_eq!(cursor.pixels.len(), (cursor.width * cursor.height * 4) as usize);
+    assert!(cursor.pixels.chunks(4).any(|pixel| pixel[3] == 255), "something of it is seen");
+    let again = host.capture(request(cursor.shape)).await.expect("captured").header.cursor.expect("a cursor");
+    assert_eq!((again.shape, again.pixels.len()), (cursor.shape, 0), "known already");
+}
+
+/// The screen as `xwd` dumps it: a header that tells its own length, colours of 12 bytes each, then rows of pixels.
+fn dump(display: &Display) -> Vec<u8> {
+    let file = display.tool("x11-apps", &["xwd", "-root", "-silent"]);
+    let field = |n: usize| u32::from_be_bytes(file[n * 4..n * 4 + 4].try_into().expect("a header")) as usize;
+    let (header, width, height, bits, stride, colours) =
+        (field(0), field(4), field(5), field(11), field(12), field(19));
+    assert_eq!((bits, stride), (32, width * 4), "the test reads 32 bits a pixel without padding");
+    let from = header + colours * 12;
+    file[from..from + stride * height].to_vec()
+}
+
+#[tokio::test]
+async fn differences_one_after_another_give_what_xwd_sees() {
+    let display = Display::start();
+    display.tool("x11-xserver-utils", &["xsetroot", "-mod", "9", "4", "-fg", "gold", "-bg", "navy"]);
+    let win = window(&display, 37, 51, 900, 600);
+    let host = display.session().await;
+    let mut frame = Vec::new();
+    let mut have = capture(&host, 0).await;
+    have.paint(&mut frame);
+    same_pixels(&frame, &dump(&display), "full frame");
+    let mut seed = 1u32;
+    let mut random = |below: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) % below
+    };
+    for step in 0..30 {
+        for _ in 0..random(6) {
+            let (x, y) =
+                (i16::try_from(random(850)).expect("small"), i16::try_from(random(550)).expect("small"));
+            let (width, height) = (1 + random(200), 1 + random(150));
+            let (width, height) =
+                (u16::try_from(width).expect("small"), u16::try_from(height).expect("small"));
+            fill(&display, win, random(1 << 24), Rectangle { x, y, width, height });
+        }
+        // What scrolls looks like what is elsewhere already.
+        let by = i16::try_from(random(3) * 64).expect("small");
+        display.conn.copy_area(win.0, win.0, win.1, 0, by, 0, 0, 900, 400).expect("drawn");
+        let request = pb::CaptureRequest {
+            since_sequence: have.header.sequence,
+            base: have.header.answer,
+            cursor: step % 2 == 0,
+            ..Default::default()
+        };
+        have = host.capture(request).await.expect("captured");
+        have.paint(&mut frame);
+        same_pixels(&frame, &dump(&display), &format!("step {step}"));
+    }
+}
+
+#[tokio::test]
+async fn what_the_host_shows_is_not_sent_again() {
+    let display = Display::start();
+    let win = window(&display, 100, 100, 300, 200);
+    let host = display.session().await;
+    let mut frame = Vec::new();
+    let first = capture(&host, 0).await;
+    first.paint(&mut frame);
+    let mut have = first.header;
+    let mut step = async |what: &str| {
+        let request =
+            pb::CaptureRequest { since_sequence: have.sequence, base: have.answer, ..Default::default() };
+        let captured = host.capture(request).await.expect("captured");
+        captured.paint(&mut frame);
+        same_pixels(&frame, &screen(&display, 1280, 800), what);
+        have = captured.header.clone();
+        captured
+    };
+    let all = Rectangle { x: 0, y: 0, width: 300, height: 200 };
+    fill(&display, win, 0x00ff_ff00, all);
+    assert!(!step("painted").await.rects.is_empty());
+    fill(&display, win, 0x00ff_ff00, all);
+    assert!(step("painted again").await.rects.is_empty(), "the same pixels");
+    // Two tiles that are neither flat nor different from each other.
+    for x in [0, 64] {
+        fill(&display, win, 0x0000_ff00, Rectangle { x: 28 + x, y: 28, width: 10, height: 10 });
+    }
+    let twins = step("twins").await;
+    assert_eq!(twins.rects.len(), 2);
+    assert!(twins.rects.iter().any(|r| r.packing() == pb::Packing::Copy), "{:?}", twins.rects);
+    // A host that says nothing of what it has gets everything that changed since its sequence.
+    fill(&display, win, 0x0000_ff00, Rectangle { x: 28, y: 28, width: 10, height: 10 });
+    assert!(!capture(&host, have.sequence).await.rects.is_empty());
 }
 
 #[tokio::test]

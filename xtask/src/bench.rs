@@ -3,6 +3,8 @@
 //! The work is done by `hvkube-bench`, a client of the Rust SDK: it writes raw samples, and here they become metrics.
 //! Everything is built optimised. A peer is measured in the same run, in turns with ours, on the same guest.
 
+mod cua;
+mod display;
 mod libvirt;
 mod report;
 
@@ -35,6 +37,8 @@ pub(crate) struct Args {
 enum Bench {
     /// How fast desktops are acquired, saved and reset, and what they cost
     Resume(Resume),
+    /// How fast screenshots come, and how well a stream of them serves many
+    Display(display::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -101,6 +105,7 @@ const RESUME_PHASES: &[(&str, &str)] = &[
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.bench {
         Bench::Resume(args) => resume(args),
+        Bench::Display(args) => display::run(args),
     }
 }
 

@@ -62,6 +62,15 @@ impl Stage {
     /// # Errors
     /// When it does not come up; the error ends with its log.
     pub(crate) fn start(programs: &Programs, step: &Step) -> anyhow::Result<Self> {
+        Self::start_with(programs, &[], step)
+    }
+
+    /// The same with settings of the daemon, as environment variables.
+    pub(crate) fn start_with(
+        programs: &Programs,
+        settings: &[(&str, &str)],
+        step: &Step,
+    ) -> anyhow::Result<Self> {
         let base = base()?;
         // One at a time: a folder is not locked the moment it is made, and would look abandoned to another's sweep.
         let making = File::open(&base).context("open the folder of runs")?;
@@ -88,6 +97,7 @@ impl Stage {
             // Whatever still runs when we stop it is not wanted back.
             .env("HVKUBED_SHUTDOWN__SAVE_VMS", "false")
             .env("NO_COLOR", "1")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("clone a file")?)
             .stderr(log)
@@ -117,6 +127,11 @@ impl Stage {
             step.tick();
             std::thread::sleep(POLL);
         }
+    }
+
+    /// The daemon's process.
+    pub(crate) fn daemon(&self) -> u32 {
+        self.daemon.id()
     }
 
     /// Where the daemon keeps its state.

@@ -12,6 +12,7 @@ mod pack;
 mod rect;
 mod service;
 mod settle;
+mod tiles;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub use pack::Packer;
 pub use rect::{Rect, simplify};
 pub use service::DisplaySession;
 pub use settle::Watch;
+pub use tiles::Tiles;
 
 /// Why the display could not do something.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -58,8 +60,12 @@ pub struct CaptureSpec {
     pub since: u64,
     /// How long to wait for a change.
     pub wait: Duration,
-    /// Draw the cursor.
+    /// Tell the cursor, and take its changes for changes of the screen.
     pub cursor: bool,
+    /// Shape of the cursor that the host has; 0: none.
+    pub shape: u32,
+    /// Number of the answer that the host's frame is of; 0: none.
+    pub base: u64,
 }
 
 /// A frame, or the difference to an earlier one.

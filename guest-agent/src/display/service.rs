@@ -105,7 +105,13 @@ impl DisplayService for DisplaySession {
     ) -> Result<Response<Self::CaptureStream>, Status> {
         let request = request.into_inner();
         let wait = duration("wait", request.wait.as_ref(), MAX_WAIT)?;
-        let spec = CaptureSpec { since: request.since_sequence, wait, cursor: request.cursor };
+        let spec = CaptureSpec {
+            since: request.since_sequence,
+            wait,
+            cursor: request.cursor,
+            shape: request.cursor_shape,
+            base: request.base,
+        };
         let frame = self.desktop().screen.capture(spec).await?;
         let part = |part| Ok(pb::CaptureResponse { part: Some(part) });
         let header = std::iter::once(part(pb::capture_response::Part::Header(frame.header)));

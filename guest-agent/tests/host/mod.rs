@@ -196,6 +196,12 @@ impl Captured {
                 pb::Packing::Raw => rect.data.to_vec(),
                 pb::Packing::Solid => rect.data.repeat(w * h),
                 pb::Packing::Lz4 => lz4_flex::block::decompress(&rect.data, w * h * 4).expect("valid LZ4"),
+                pb::Packing::Copy => {
+                    let from = rect.from.expect("a place");
+                    let (x, y) = (from.x.unsigned_abs() as usize, from.y.unsigned_abs() as usize);
+                    let row = |row| ((y + row) * width + x) * 4;
+                    (0..h).flat_map(|n| frame[row(n)..row(n) + w * 4].to_vec()).collect()
+                }
                 pb::Packing::Unspecified => panic!("a packing is required"),
             };
             for (row, line) in pixels.chunks_exact(w * 4).enumerate().take(h) {

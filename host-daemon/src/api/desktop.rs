@@ -118,19 +118,30 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let mut guard = self.guard(&request, &request.get_ref().target).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(PICTURE));
         let picture = guard.hold(async { Ok(hub.screenshot(&options, deadline).await?) }).await?;
-        Ok(Response::new(screen::screenshot(picture)))
+        let shape = request.get_ref().options.is_some_and(|options| options.cursor_shape);
+        Ok(Response::new(screen::screenshot(picture, shape)))
     }
 
     async fn stream_screenshots(
         &self,
         request: Request<v1::StreamScreenshotsRequest>,
     ) -> Result<Response<Self::StreamScreenshotsStream>, Status> {
-        let options = screen::options(request.get_ref().options.as_ref())?;
-        let max_fps = screen::max_fps(request.get_ref().max_fps)?;
-        let guard = self.guard(&request, &request.get_ref().target).await?;
-        let frames = guard.hub().subscribe(options, max_fps).map_err(Error::from)?;
-        let frames = frames.map(|frame| Ok(screen::frame(frame?))).boxed();
+        let wanted = request.get_ref();
+        let options = screen::stream(wanted)?;
+        let target = fields::target("target", &wanted.target)?;
+        let guard = Guard::through_saves(&self.orchestrator, &request, &target).await?;
+        let frames = guard.hub().subscribe(options).map_err(Error::from)?;
+        let mut messages = screen::Messages::new(wanted.options.is_some_and(|options| options.cursor_shape));
+        let frames = frames.map(move |item| Ok(messages.of(item?))).boxed();
         Ok(Response::new(guard.hold_stream(frames, true)))
+    }
+
+    async fn request_keyframe(
+        &self,
+        request: Request<v1::RequestKeyframeRequest>,
+    ) -> Result<Response<v1::RequestKeyframeResponse>, Status> {
+        self.guard(&request, &request.get_ref().target).await?.hub().request_keyframe();
+        Ok(Response::new(v1::RequestKeyframeResponse {}))
     }
 
     async fn send_input(
@@ -151,6 +162,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
         let settle = screen::settle(wanted.settle.as_ref())?;
         let options = screen::options(wanted.options.as_ref())?;
+        let shape = wanted.options.is_some_and(|options| options.cursor_shape);
         let mut guard = self.guard(&request, &wanted.target).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let Batch { id, events, frame } = batch;
@@ -159,7 +171,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         Ok(Response::new(v1::ActResponse {
             input: Some(screen::input_done(&acted.input)),
             settle: Some(screen::settled(&acted.settled)),
-            screenshot: Some(screen::screenshot(acted.screenshot)),
+            screenshot: Some(screen::screenshot(acted.screenshot, shape)),
         }))
     }
 

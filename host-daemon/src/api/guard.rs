@@ -16,7 +16,7 @@ use crate::display::Hub;
 use crate::guest::Session;
 use crate::model::error::{Error, Reason, Result};
 use crate::orchestrator::Orchestrator;
-use crate::orchestrator::request::{Caller, Target};
+use crate::orchestrator::request::{Caller, Target, Until};
 
 /// A guest session ends a moment before its VM is known to be gone, or its lease to have ended.
 const TOGETHER: Duration = Duration::from_millis(200);
@@ -41,9 +41,27 @@ impl Guard {
         request: &tonic::Request<T>,
         target: &Target,
     ) -> Result<Self> {
+        Self::until(orchestrator, request, target, Until::Stopped).await
+    }
+
+    /// The same for a stream that waits while the VM is saved.
+    pub(crate) async fn through_saves<T>(
+        orchestrator: &Orchestrator,
+        request: &tonic::Request<T>,
+        target: &Target,
+    ) -> Result<Self> {
+        Self::until(orchestrator, request, target, Until::Gone).await
+    }
+
+    async fn until<T>(
+        orchestrator: &Orchestrator,
+        request: &tonic::Request<T>,
+        target: &Target,
+        until: Until,
+    ) -> Result<Self> {
         let caller = auth::of(request)?;
         let hub = orchestrator.desktop(&caller, target).await?;
-        let ended = orchestrator.desktop_ended(&caller, target).await?;
+        let ended = orchestrator.desktop_ended(&caller, target, until).await?;
         let deadline = request.extensions().get::<Deadline>().copied();
         Ok(Self { caller, hub, deadline, ended })
     }

@@ -16,6 +16,7 @@ mod host;
 mod lease;
 mod operations;
 mod page;
+mod pictures;
 mod pool;
 mod router;
 pub mod serve;

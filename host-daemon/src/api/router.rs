@@ -3,15 +3,19 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use http::HeaderValue;
 use hvkube_proto::google::longrunning::operations_server::OperationsServer;
 use hvkube_proto::v1;
 use tonic::service::Routes;
 use tonic_health::server::{HealthReporter, HealthService};
+use tower::ServiceExt as _;
 
 use super::deadline::{self, Stopping};
 use super::tokens::Tokens;
-use super::{auth, desktop, health, host, lease, operations, pool, template, vm};
+use super::{auth, desktop, health, host, lease, operations, pictures, pool, template, vm};
 use crate::orchestrator::Orchestrator;
 
 /// Largest request: a file part or text of 1 MiB, or a batch of 1024 events, with room around it.
@@ -48,7 +52,25 @@ impl Api {
     pub(crate) fn router(self, health: &Health) -> Result<Router, tonic_reflection::server::Error> {
         let Self { orchestrator, tokens, allow_root, stopping } = self;
         let services = Services { orchestrator, allow_root };
-        Ok(guarded(services.routes(health)?, tokens, stopping))
+        Ok(with_web(guarded(services.routes(health)?, tokens, stopping)))
+    }
+}
+
+/// Serves gRPC-Web beside gRPC. It goes around all checks, so that refusals too are in the form that a browser's client
+/// reads. There is no CORS: pages of other origins stay out. Requests of other kinds never see it.
+pub(super) fn with_web(router: Router) -> Router {
+    let web = router.clone().layer(tonic_web::GrpcWebLayer::new());
+    router.layer(from_fn_with_state(web, web_or_native))
+}
+
+async fn web_or_native(State(web): State<Router>, request: Request, next: Next) -> Response {
+    let kind = request.headers().get(http::header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if !kind.starts_with(b"application/grpc-web") {
+        return next.run(request).await;
+    }
+    match web.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
     }
 }
 
@@ -74,16 +96,18 @@ macro_rules! add {
 impl Services {
     fn routes(self, health: &Health) -> Result<Router, tonic_reflection::server::Error> {
         let of = || self.orchestrator.clone();
-        let desktop = desktop::DesktopService::new(of(), self.allow_root);
+        let desktop = Arc::new(desktop::DesktopService::new(of(), self.allow_root));
         let mut routes = Routes::default();
         add!(routes, v1::template_service_server::TemplateServiceServer<_>, template::TemplateService(of()));
         add!(routes, v1::pool_service_server::PoolServiceServer<_>, pool::PoolService(of()));
         add!(routes, v1::vm_service_server::VmServiceServer<_>, vm::VmService(of()));
         add!(routes, v1::lease_service_server::LeaseServiceServer<_>, lease::LeaseService(of()));
-        add!(routes, v1::desktop_service_server::DesktopServiceServer<_>, desktop);
+        let desktop_server = v1::desktop_service_server::DesktopServiceServer::from_arc(desktop.clone());
+        routes = routes.add_service(desktop_server.max_decoding_message_size(MAX_REQUEST));
         add!(routes, v1::host_service_server::HostServiceServer<_>, host::HostService(of()));
         add!(routes, OperationsServer<_>, operations::Operations(of()));
-        Ok(with_common(routes, health)?.into_axum_router())
+        let router = with_common(routes, health)?.into_axum_router();
+        Ok(pictures::add(router, &desktop, MAX_REQUEST))
     }
 }
 

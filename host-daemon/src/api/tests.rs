@@ -19,7 +19,7 @@ use tower::ServiceExt as _;
 
 use super::deadline::{Deadline, Stopping};
 use super::health::SERVICES;
-use super::router::{Health, guarded, with_common};
+use super::router::{Health, guarded, with_common, with_web};
 use super::tokens::Tokens;
 use crate::orchestrator::request::Caller;
 
@@ -76,7 +76,7 @@ async fn served() -> Served {
     let admin = std::fs::read_to_string(tokens.admin_path()).expect("there").trim().to_owned();
     let (health, stopping) = (Health::new().await, Stopping::default());
     let routes = with_common(Routes::new(HostServiceServer::new(Probe)), &health).expect("descriptors");
-    let router = guarded(routes.into_axum_router(), tokens.clone(), stopping.clone());
+    let router = with_web(guarded(routes.into_axum_router(), tokens.clone(), stopping.clone()));
     Served { router, health, stopping, tokens, admin, _dir: dir }
 }
 
@@ -147,6 +147,29 @@ async fn a_call_without_a_token_does_not_learn_what_exists() {
         let response = served.router.clone().oneshot(request).await.expect("infallible");
         let status = Status::from_header_map(response.headers()).expect("a status");
         assert_eq!(status.code(), Code::Unauthenticated, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn browsers_speak_grpc_web_and_are_refused_in_it() {
+    let served = served().await;
+    let message = prost::Message::encode_to_vec(&v1::GetHostRequest { name: "hosts/-".into() });
+    let mut frame = vec![0, 0, 0, 0, u8::try_from(message.len()).expect("short")];
+    frame.extend(message);
+    for (token, status) in [(served.admin.as_str(), "grpc-status:0"), ("wrong", "grpc-status:16")] {
+        let request = http::Request::post("/hvkube.v1.HostService/GetHost")
+            .version(http::Version::HTTP_11)
+            .header("content-type", "application/grpc-web+proto")
+            .header("authorization", format!("Bearer {token}"))
+            .body(Body::from(frame.clone()))
+            .expect("legal");
+        let response = served.router.clone().oneshot(request).await.expect("infallible");
+        assert_eq!(response.status(), http::StatusCode::OK);
+        let headers = format!("{:?}", response.headers());
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.expect("a body").to_bytes();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        let told = body.contains(status) || headers.contains(&status.replace(':', "\": \""));
+        assert!(told, "{token}: {headers} {body}");
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::error::DisplayError;
 use super::hub::{Encoded, Hub, InputDone, Source};
 use super::options::ScreenshotOptions;
+use super::plane::Shot;
 use crate::guest::{GuestError, InputFailure, InputFailureReason, InputOutcome, Session};
 use crate::model::input::{InputEvent, SettleOptions, Settled};
 use crate::model::input_rules::{self, InputError, InputProblem};
@@ -89,7 +90,7 @@ impl Hub {
     ) -> Result<Waited, DisplayError> {
         input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
         let Some(session) = self.session()? else {
-            let size = self.look_from_outside(true, deadline).await?.size;
+            let size = self.look_from_outside(deadline).await?.size;
             let settle = fit(settle, frame, size, deadline);
             let settled = self.settle_from_outside(&settle, deadline).await?;
             return Ok(Waited { settled, source: Source::Hypervisor, epoch: 0 });
@@ -123,7 +124,7 @@ impl Hub {
         let session = self.session()?;
         let size = match &session {
             Some(session) => self.frame_size(session, deadline).await?,
-            None => self.look_from_outside(true, deadline).await?.size,
+            None => self.look_from_outside(deadline).await?.size,
         };
         if let Some(frame) = frame.filter(|frame| *frame != size) {
             input_rules::scale(&mut events, frame, size)?;
@@ -165,14 +166,12 @@ impl Hub {
         deadline: Instant,
     ) -> Result<Size, DisplayError> {
         let epoch = session.epoch();
-        let captured = self.0.views.iter().filter_map(|view| {
-            let plane = view.plane.borrow();
-            plane
-                .shot()
-                .filter(|shot| shot.source == Source::Agent && shot.epoch == epoch)
-                .map(|shot| (shot.captured_at, shot.size))
-        });
-        if let Some((_, size)) = captured.max_by_key(|(at, _)| *at) {
+        let captured = {
+            let plane = self.0.view.plane.borrow();
+            let of_session = |shot: &&Shot| shot.source == Source::Agent && shot.epoch == epoch;
+            plane.shot().filter(of_session).map(|shot| shot.size)
+        };
+        if let Some(size) = captured {
             return Ok(size);
         }
         let known = *self.0.probed.lock().unwrap_or_else(PoisonError::into_inner);

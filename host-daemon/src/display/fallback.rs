@@ -29,17 +29,15 @@ impl Hub {
     }
 
     /// The screen as the hypervisor shows it; it has no cursor of its own to leave out.
-    pub(super) async fn look_from_outside(
-        &self,
-        cursor: bool,
-        deadline: Instant,
-    ) -> Result<Shot, DisplayError> {
+    pub(super) async fn look_from_outside(&self, deadline: Instant) -> Result<Shot, DisplayError> {
         let frame = self.outside_frame(deadline).await?;
         if !frame.size.is_legal() || frame.pixels.len() != frame.size.frame_bytes() {
             return Err(DisplayError::Encode(format!("the hypervisor gave a {frame:?} of another size")));
         }
-        let view = self.view(cursor);
-        view.plane.send_if_modified(|plane| plane.replace(frame.size, frame.pixels.into()));
+        let view = &self.0.view;
+        view.plane.send_modify(|plane| {
+            plane.replace(frame.size, frame.pixels.into());
+        });
         view.plane.borrow().shot().cloned().ok_or(DisplayError::NotConnected)
     }
 

@@ -1,22 +1,23 @@
 //! The hub of one VM: who looks at it, through which session, and the picture they get.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex as StdMutex};
+use std::sync::{Arc, Mutex as StdMutex, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use super::encode::{Encoders, Picture, Pictures};
+use super::encode::{Encoders, Encoding, Picture, Pictures};
 use super::error::DisplayError;
 use super::options::{ImageFormat, ScreenshotOptions};
 use super::plane::{Plane, Shot};
-use crate::guest::{Captured, GuestError, Session};
+use super::pump::{Demand, Pump, Watching};
+use crate::guest::{Captured, GuestError, Have, Session};
 use crate::hypervisor::Hypervisor;
 use crate::model::ids::VmId;
 use crate::model::input_rules::Held;
-use crate::model::screen::{Point, Rect, Size};
+use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 /// Where a picture came from, or what did the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,8 +31,10 @@ pub enum Source {
 /// A picture of the screen, and what it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
-    /// The encoded bytes.
+    /// The encoded bytes; empty where there are patches.
     pub bytes: Bytes,
+    /// What differs from an earlier picture, in the picture's pixels, instead of all of it.
+    pub patches: Option<Arc<[(Rect, Bytes)]>>,
     /// Their encoding.
     pub format: ImageFormat,
     /// Size of the picture.
@@ -50,21 +53,29 @@ pub struct Encoded {
     pub epoch: u64,
     /// Where the pointer was, where that is known.
     pub cursor: Option<Point>,
+    /// What the cursor looks like, where that is known.
+    pub cursor_shape: Option<Arc<CursorShape>>,
 }
 
 impl Encoded {
-    pub(super) fn new(shot: &Shot, picture: Picture) -> Self {
+    pub(super) fn new(shot: &Shot, picture: Picture, cursor: bool) -> Self {
+        let (bytes, patches) = match picture.encoding {
+            Encoding::Whole(bytes) => (bytes, None),
+            Encoding::Patches(patches) => (Bytes::new(), Some(patches)),
+        };
         Self {
-            bytes: picture.bytes,
+            bytes,
+            patches,
             format: picture.format,
             size: picture.size,
             frame_size: shot.size,
             region: picture.region,
-            sequence: shot.sequence,
+            sequence: shot.sequence(cursor),
             captured_at: shot.captured_at,
             source: shot.source,
             epoch: shot.epoch,
             cursor: shot.pointer,
+            cursor_shape: shot.cursor.as_ref().map(|cursor| cursor.shape.clone()),
         }
     }
 }
@@ -94,8 +105,7 @@ pub(super) struct Inner {
     pub(super) encoders: Encoders,
     pub(super) pictures: Pictures,
     pub(super) link: watch::Sender<Link>,
-    /// The frame without and with the cursor.
-    pub(super) views: [View; 2],
+    pub(super) view: View,
     pub(super) fallback: Mutex<FallbackInput>,
     /// Size of the screen as last probed, with its epoch.
     pub(super) probed: StdMutex<Option<(u64, Size)>>,
@@ -111,14 +121,20 @@ pub(super) enum Link {
     Closed,
 }
 
-/// One canonical frame and those who bring it up to date.
+/// The canonical frame and those who bring it up to date.
 #[derive(Default)]
 pub(super) struct View {
     pub(super) plane: watch::Sender<Plane>,
     /// Whoever captures at once, and when the last such capture began: everyone who came before that may share it.
     fresh: Mutex<Option<Instant>>,
-    /// Whoever waits for a change on behalf of all who do.
-    pub(super) waiter: Mutex<()>,
+    /// What subscribers wait for.
+    pub(super) demand: watch::Sender<Demand>,
+    /// Whether the guest has been asked to tell the next change.
+    pub(super) watching: Watching,
+    /// Gets what subscribers wait for, while there are any.
+    pub(super) pump: StdMutex<Weak<Pump>>,
+    /// How often somebody asked for whole pictures.
+    pub(super) keyframes: watch::Sender<u64>,
 }
 
 /// Keyboard and mouse of the hypervisor, which remember nothing by themselves.
@@ -145,7 +161,7 @@ impl Hub {
             encoders,
             pictures: Pictures::default(),
             link: watch::Sender::new(Link::None),
-            views: [View::default(), View::default()],
+            view: View::default(),
             fallback: Mutex::default(),
             probed: StdMutex::default(),
         }))
@@ -166,12 +182,12 @@ impl Hub {
         session: &Session,
         frame: impl Future<Output = Result<Captured, GuestError>>,
     ) -> Result<Size, GuestError> {
-        let view = self.view(true);
+        let view = &self.0.view;
         let mut last = view.fresh.lock().await;
         let began = Instant::now();
         let captured = frame.await?;
-        if view.plane.borrow().since(session.epoch()) == 0 {
-            self.apply(session, true, &captured, 0)?;
+        if view.plane.borrow().have(session.epoch()) == Have::default() {
+            self.apply(session, &captured, Have::default(), began)?;
             *last = Some(began);
         }
         Ok(captured.size)
@@ -197,7 +213,7 @@ impl Hub {
 
     /// Frees the frames: a VM that is saved costs no memory here.
     fn forget(&self) {
-        self.0.views.iter().for_each(|view| view.plane.send_modify(Plane::clear));
+        self.0.view.plane.send_modify(Plane::clear);
         self.0.pictures.clear();
     }
 
@@ -224,11 +240,11 @@ impl Hub {
         deadline: Instant,
     ) -> Result<Encoded, DisplayError> {
         options.check()?;
-        let shot = self.look(options.cursor, deadline).await?;
+        let shot = self.look(deadline).await?;
         let picture = tokio::time::timeout_at(deadline, self.picture(shot.clone(), options))
             .await
             .map_err(|_| DisplayError::Timeout("encoding"))??;
-        Ok(Encoded::new(&shot, picture))
+        Ok(Encoded::new(&shot, picture, options.cursor))
     }
 
     /// Captures the screen from the agent, so that the first to look finds it; gives its size.
@@ -237,7 +253,12 @@ impl Hub {
     /// [`DisplayError::NotConnected`] without an agent: the hypervisor's view proves nothing about it.
     pub async fn refresh(&self, deadline: Instant) -> Result<Size, DisplayError> {
         let session = self.session()?.ok_or(DisplayError::NotConnected)?;
-        Ok(self.fresh(&session, true, deadline).await?.size)
+        Ok(self.fresh(&session, deadline).await?.size)
+    }
+
+    /// Makes the next picture of every stream a whole one, and sends it now.
+    pub fn request_keyframe(&self) {
+        self.0.view.keyframes.send_modify(|count| *count += 1);
     }
 
     pub(super) async fn picture(
@@ -249,8 +270,8 @@ impl Hub {
     }
 
     /// The screen as it is now, from the agent or else the hypervisor.
-    async fn look(&self, cursor: bool, deadline: Instant) -> Result<Shot, DisplayError> {
-        let Some(session) = self.session()? else { return self.look_from_outside(cursor, deadline).await };
+    async fn look(&self, deadline: Instant) -> Result<Shot, DisplayError> {
+        let Some(session) = self.session()? else { return self.look_from_outside(deadline).await };
         let now = Instant::now();
         // A hung agent must leave the hypervisor its time.
         let patience = if self.0.hv.capabilities().display {
@@ -258,10 +279,10 @@ impl Hub {
         } else {
             deadline
         };
-        match self.fresh(&session, cursor, patience).await {
+        match self.fresh(&session, patience).await {
             Ok(shot) => Ok(shot),
             Err(error @ (GuestError::Lost(_) | GuestError::NotReady(_) | GuestError::Timeout(_))) => {
-                match self.look_from_outside(cursor, deadline).await {
+                match self.look_from_outside(deadline).await {
                     Err(DisplayError::NotConnected) => Err(error.into()),
                     other => other,
                 }
@@ -270,15 +291,11 @@ impl Hub {
         }
     }
 
-    /// Captures now, or shares a capture that began after this call did.
-    pub(super) async fn fresh(
-        &self,
-        session: &Session,
-        cursor: bool,
-        deadline: Instant,
-    ) -> Result<Shot, GuestError> {
+    /// Captures now, or shares a capture that began after this call did. The guest is always asked: it makes one round trip
+    /// to its display server and takes in all pending changes before it says that there are none.
+    pub(super) async fn fresh(&self, session: &Session, deadline: Instant) -> Result<Shot, GuestError> {
         let asked = Instant::now();
-        let view = self.view(cursor);
+        let view = &self.0.view;
         let mut last = tokio::time::timeout_at(deadline, view.fresh.lock())
             .await
             .map_err(|_| GuestError::Timeout("capture"))?;
@@ -289,13 +306,14 @@ impl Hub {
             }
         }
         let began = Instant::now();
-        self.capture(session, cursor, Duration::ZERO, deadline).await?;
+        self.capture(session, true, Duration::ZERO, deadline).await?;
         *last = Some(began);
         let plane = view.plane.borrow();
         plane.shot().cloned().ok_or(GuestError::NotConnected)
     }
 
-    /// Asks the agent for changes, waiting up to `wait` for one, and applies them. Gives whether there were any.
+    /// Asks the agent for changes, waiting up to `wait` for one, and applies them. Gives whether there were any. With
+    /// `cursor` also for those of the cursor.
     pub(super) async fn capture(
         &self,
         session: &Session,
@@ -303,16 +321,16 @@ impl Hub {
         wait: Duration,
         deadline: Instant,
     ) -> Result<bool, GuestError> {
-        let view = self.view(cursor);
-        let mut since = view.plane.borrow().since(session.epoch());
+        let mut have = self.0.view.plane.borrow().have(session.epoch());
         loop {
-            let result = session.capture(since, wait, cursor, deadline).await;
-            let result = result.and_then(|captured| self.apply(session, cursor, &captured, since));
+            let asked_at = Instant::now();
+            let result = session.capture(have, wait, cursor, deadline).await;
+            let result = result.and_then(|captured| self.apply(session, &captured, have, asked_at));
             match result {
                 // Once from scratch: an agent that forgot our sequence is no reason to fail.
-                Err(GuestError::Protocol(why)) if since != 0 => {
+                Err(GuestError::Protocol(why)) if have != Have::default() => {
                     tracing::warn!(vm = %self.0.vm, %why, "asking the guest for a whole frame");
-                    since = 0;
+                    have = Have::default();
                 }
                 other => return other,
             }
@@ -323,25 +341,21 @@ impl Hub {
     fn apply(
         &self,
         session: &Session,
-        cursor: bool,
         captured: &Captured,
-        since: u64,
+        asked: Have,
+        asked_at: Instant,
     ) -> Result<bool, GuestError> {
         let epoch = session.epoch();
         let mut applied = Ok(false);
-        self.view(cursor).plane.send_if_modified(|plane| {
+        // Also told when nothing has changed: who waits may only want to know that the frame is the present one.
+        self.0.view.plane.send_modify(|plane| {
             // The frame of a session that was replaced meanwhile must not come back.
-            if matches!(&*self.0.link.borrow(), Link::Agent(now) if now.epoch() == epoch) {
-                applied = plane.apply(captured, since, epoch);
+            applied = if matches!(&*self.0.link.borrow(), Link::Agent(now) if now.epoch() == epoch) {
+                plane.apply(captured, asked, asked_at, epoch)
             } else {
-                applied = Err(GuestError::Lost("a newer session took its place".to_owned()));
-            }
-            matches!(applied, Ok(true))
+                Err(GuestError::Lost("a newer session took its place".to_owned()))
+            };
         });
         applied
-    }
-
-    pub(super) fn view(&self, cursor: bool) -> &View {
-        &self.0.views[usize::from(cursor)]
     }
 }

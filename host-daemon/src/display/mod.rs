@@ -1,8 +1,8 @@
 //! The screen, keyboard and mouse of one VM, for everyone who looks at or drives it.
 //!
 //! A [`Hub`] lives as long as its VM and is given the present session with the guest's agent. It keeps the canonical frame
-//! (one with the cursor drawn in, one without, each only once asked for), brings it up to date from the agent when
-//! somebody looks, and encodes it once for all who want the same picture of the same state.
+//! and the cursor beside it, brings both up to date from the agent when somebody looks, and encodes a picture once for all
+//! who want the same one of the same state. The cursor is drawn only where a picture is made.
 //!
 //! ```text
 //!  agent ──patches──► Plane (canonical frame, sequence, damage log) ──► Encoders (one result per sequence and options)
@@ -11,24 +11,31 @@
 //!                                                                            └─► subscribers: latest wins
 //! ```
 //!
+//! A screenshot always asks the agent, which answers "nothing new" only after a round trip to its display server; what was
+//! encoded for this state is then given again. For subscribers a task of the hub asks the agent to tell the next change as
+//! long as one of them waits for it (`pump`), so a subscriber that nobody polls holds nothing that others need.
+//!
 //! Nobody waits for a slow reader: a subscriber holds no place in a queue, it takes the latest frame when it comes back,
 //! and is told how many states it passed over and what changed meanwhile.
 
+mod canvas;
 mod drive;
 mod encode;
 mod error;
 mod fallback;
 mod hub;
+mod jpeg;
 mod options;
 mod plane;
+mod pump;
 mod stream;
 
 pub use drive::{Acted, Waited};
-pub use encode::{Encoders, Picture};
+pub use encode::Encoders;
 pub use error::DisplayError;
 pub use hub::{Encoded, Hub, InputDone, Source};
 pub use options::{ImageFormat, Scaling, ScreenshotOptions};
-pub use stream::{FrameStream, MAX_FPS, StreamFrame};
+pub use stream::{FrameStream, MAX_FPS, StreamFrame, StreamItem, StreamOptions};
 
 #[cfg(test)]
 mod tests;

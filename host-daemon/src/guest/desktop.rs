@@ -1,5 +1,6 @@
 //! Calls about the screen, the keyboard and the mouse.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -9,10 +10,10 @@ use tokio::time::Instant;
 
 use super::error::GuestError;
 use super::session::{Calls, Session, request};
-use super::types::{Captured, Fill, InputOutcome, Patch, Probe};
+use super::types::{Captured, CursorSeen, Fill, Have, InputOutcome, Patch, Probe};
 use super::wire;
 use crate::model::input::{InputEvent, SettleOptions, Settled};
-use crate::model::screen::{Point, Rect, Size};
+use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 /// Most rectangles of one answer.
 const MAX_RECTS: u32 = 4096;
@@ -30,19 +31,20 @@ impl Session {
         self.calls().probe(deadline).await
     }
 
-    /// Asks for the frame, or for what changed since `since` (0: all of it), waiting up to `wait` for a change.
-    /// With nothing changed the answer has the same sequence and no patches. Memory is bounded by twice the frame.
+    /// Asks for what the host has not got, waiting up to `wait` for a change; with `cursor` the cursor is told, and its
+    /// changes count. With nothing changed the answer has the same sequence and no patches. Memory is bounded by twice the
+    /// frame.
     ///
     /// # Errors
     /// [`GuestError::Protocol`] for anything that does not fit the frame; [`GuestError::NotReady`] without a desktop.
     pub async fn capture(
         &self,
-        since: u64,
+        have: Have,
         wait: Duration,
         cursor: bool,
         deadline: Instant,
     ) -> Result<Captured, GuestError> {
-        self.calls().capture(since, wait, cursor, deadline).await
+        self.calls().capture(have, wait, cursor, deadline).await
     }
 
     /// Injects a batch, in order, then optionally waits for the screen to settle. At most once per batch id in a
@@ -98,20 +100,26 @@ impl Calls {
 
     pub(super) async fn capture(
         &self,
-        since: u64,
+        have: Have,
         wait: Duration,
         cursor: bool,
         deadline: Instant,
     ) -> Result<Captured, GuestError> {
         let wait = wait.min(MAX_WAIT);
-        let message = pb::CaptureRequest { since_sequence: since, wait: Some(wire::duration(wait)), cursor };
+        let message = pb::CaptureRequest {
+            since_sequence: have.sequence,
+            wait: Some(wire::duration(wait)),
+            cursor,
+            cursor_shape: have.shape,
+            base: have.answer,
+        };
         self.call("capture", deadline, async {
             let asked_at = SystemTime::now();
             let mut parts = self.display().capture(request(message, deadline)).await?.into_inner();
             let mut capture: Option<Capture> = None;
             while let Some(part) = parts.message().await? {
                 match (part.part, &mut capture) {
-                    (Some(Part::Header(header)), None) => match Capture::begin(&header, since, asked_at) {
+                    (Some(Part::Header(header)), None) => match Capture::begin(header, have, asked_at) {
                         Ok(begun) => capture = Some(begun),
                         Err(error) => return Ok(Err(error)),
                     },
@@ -140,12 +148,12 @@ struct Capture {
 }
 
 impl Capture {
-    fn begin(header: &pb::FrameHeader, since: u64, asked_at: SystemTime) -> Result<Self, GuestError> {
+    fn begin(header: pb::FrameHeader, have: Have, asked_at: SystemTime) -> Result<Self, GuestError> {
         let size = wire::size(header.width, header.height)?;
         if header.rects > MAX_RECTS {
             return Err(GuestError::Protocol(format!("{} rectangles in a frame", header.rects)));
         }
-        if since == 0 && !header.full {
+        if have.sequence == 0 && !header.full {
             return Err(GuestError::Protocol("a difference to no frame".to_owned()));
         }
         let captured = Captured {
@@ -154,6 +162,8 @@ impl Capture {
             full: header.full,
             captured_at: asked_at,
             pointer: Point { x: header.pointer_x, y: header.pointer_y },
+            cursor: header.cursor.map(|cursor| seen(cursor, have.shape)).transpose()?,
+            answer: header.answer,
             patches: Vec::with_capacity(header.rects as usize),
         };
         Ok(Self {
@@ -182,7 +192,7 @@ impl Capture {
             .budget
             .checked_sub(bytes)
             .ok_or_else(|| GuestError::Protocol("rectangles beyond twice the frame".to_owned()))?;
-        let fill = unpack(rect, area, bytes)?;
+        let fill = unpack(rect, area, bytes, self.captured.size)?;
         self.captured.patches.push(Patch { area, fill });
         Ok(())
     }
@@ -204,9 +214,34 @@ impl Capture {
     }
 }
 
-fn unpack(rect: &pb::FrameRect, area: Rect, bytes: usize) -> Result<Fill, GuestError> {
+/// The cursor as a guest tells it to a host that has the shape `known`.
+fn seen(cursor: pb::Cursor, known: u32) -> Result<CursorSeen, GuestError> {
+    let pb::Cursor { shape, width, height, hot_x, hot_y, pixels } = cursor;
+    let wrong = || GuestError::Protocol(format!("a cursor of {width}x{height} in {} bytes", pixels.len()));
+    if shape == 0 {
+        return Err(wrong());
+    }
+    if shape == known && width == 0 && height == 0 {
+        return Ok(CursorSeen { shape, picture: None });
+    }
+    let size = Size { width, height };
+    // 0x0 is a cursor that is not shown, or too large to be told.
+    if width.max(height) > CursorShape::MAX_SIDE || pixels.len() != size.frame_bytes() {
+        return Err(wrong());
+    }
+    let hot = Point { x: hot_x, y: hot_y };
+    let side = 0..=i32::try_from(CursorShape::MAX_SIDE).unwrap_or(i32::MAX);
+    if !side.contains(&hot.x) || !side.contains(&hot.y) {
+        return Err(wrong());
+    }
+    // A copy, or the picture would keep alive all that came with it.
+    let pixels = Bytes::copy_from_slice(&pixels);
+    Ok(CursorSeen { shape, picture: Some(Arc::new(CursorShape { id: shape, size, hot, pixels })) })
+}
+
+fn unpack(rect: &pb::FrameRect, area: Rect, bytes: usize, frame: Size) -> Result<Fill, GuestError> {
     let wrong = |what: &str| GuestError::Protocol(format!("{what} for {area:?}"));
-    if rect.packing() != pb::Packing::Solid && bytes > MAX_RECT_BYTES {
+    if !matches!(rect.packing(), pb::Packing::Solid | pb::Packing::Copy) && bytes > MAX_RECT_BYTES {
         return Err(wrong("too many pixels in one rectangle"));
     }
     match rect.packing() {
@@ -223,6 +258,14 @@ fn unpack(rect: &pb::FrameRect, area: Rect, bytes: usize) -> Result<Fill, GuestE
                 Ok(n) if n == bytes => Ok(Fill::Pixels(Bytes::from(pixels))),
                 Ok(_) => Err(wrong("too few packed pixels")),
                 Err(_) => Err(wrong("damaged packed pixels")),
+            }
+        }
+        pb::Packing::Copy => {
+            let from = rect.from.unwrap_or_default();
+            let place = u32::try_from(from.x).ok().zip(u32::try_from(from.y).ok());
+            match place {
+                Some((x, y)) if (Rect { x, y, ..area }).fits(frame) => Ok(Fill::Copy { x, y }),
+                _ => Err(wrong("a copy from outside the frame")),
             }
         }
         pb::Packing::Unspecified => Err(wrong("an unknown packing")),

@@ -144,6 +144,7 @@ impl Fake {
             captured_at: Some(SystemTime::now().into()),
             pointer_x: 3,
             pointer_y: 4,
+            ..Default::default()
         };
         drop(state);
         let mut parts = vec![header_part(header)];
@@ -169,7 +170,7 @@ fn bands(state: &State, area: Rect) -> Vec<pb::FrameRect> {
             (pb::Packing::Raw, data)
         };
         let area = pb::Rect { x: area.x, y, width: area.width, height };
-        out.push(pb::FrameRect { area: Some(area), packing: packing.into(), data: data.into() });
+        out.push(pb::FrameRect { area: Some(area), packing: packing.into(), data: data.into(), from: None });
         y += height;
     }
     out

@@ -25,9 +25,9 @@ mod wire;
 pub use error::GuestError;
 pub use session::{Glance, Session, connect};
 pub use types::{
-    AttachParams, Attached, Captured, ExecEvent, ExecParams, ExecStream, FileInfo, FileReader, Fill,
-    Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome, OpenOptions, Patch, Probe,
-    ReadParams, WriteParams,
+    AttachParams, Attached, Captured, CursorSeen, ExecEvent, ExecParams, ExecStream, FileInfo, FileReader,
+    Fill, Have, Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome, OpenOptions, Patch,
+    Probe, ReadParams, WriteParams,
 };
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::error::GuestError;
 use super::hello::greet;
 use super::port::Port;
-use super::types::{AttachParams, Attached, Captured, Heartbeat, OpenOptions, Probe};
+use super::types::{AttachParams, Attached, Captured, Have, Heartbeat, OpenOptions, Probe};
 use super::wire;
 use crate::hypervisor::{GuestStream, Hypervisor};
 use crate::model::ids::VmId;
@@ -284,7 +284,9 @@ impl Calls {
         let (probing, looking) = (self.clone(), self.clone());
         Glance {
             probe: tokio::spawn(async move { probing.probe(deadline).await }),
-            frame: tokio::spawn(async move { looking.capture(0, Duration::ZERO, true, deadline).await }),
+            frame: tokio::spawn(async move {
+                looking.capture(Have::default(), Duration::ZERO, true, deadline).await
+            }),
         }
     }
 

@@ -178,6 +178,25 @@ fn rect(x: u32, y: u32, width: u32, height: u32, packing: pb::Packing, data: Vec
         area: Some(pb::Rect { x, y, width, height }),
         packing: packing.into(),
         data: data.into(),
+        from: None,
+    })
+}
+
+fn copy(from: Option<pb::Point>) -> pb::CaptureResponse {
+    let area = Some(pb::Rect { x: 0, y: 0, width: 2, height: 2 });
+    rect_part(pb::FrameRect { area, packing: pb::Packing::Copy.into(), data: Bytes::new(), from })
+}
+
+fn cursor(shape: u32, width: u32, height: u32, hot_x: i32, bytes: usize) -> pb::CaptureResponse {
+    let pixels = Bytes::from(vec![0; bytes]);
+    let cursor = Some(pb::Cursor { shape, width, height, hot_x, hot_y: 0, pixels });
+    header_part(pb::FrameHeader {
+        width: 4,
+        height: 4,
+        sequence: 1,
+        full: true,
+        cursor,
+        ..Default::default()
     })
 }
 
@@ -208,6 +227,14 @@ async fn hostile_frames_are_refused_and_the_session_lives_on() {
         ("a bomb", vec![header(4, 4, 1), rect(0, 0, 4, 4, Lz4, bomb)]),
         ("noise", vec![header(4, 4, 1), rect(0, 0, 4, 4, Lz4, vec![0xff; 64])]),
         ("half a pixel", vec![header(4, 4, 1), rect(0, 0, 4, 4, Solid, vec![0; 3])]),
+        ("a copy from left of it", vec![header(4, 4, 1), copy(Some(pb::Point { x: -1, y: 0 }))]),
+        ("a copy from beyond it", vec![header(4, 4, 1), copy(Some(pb::Point { x: 3, y: 0 }))]),
+        ("a copy from far beyond it", vec![header(4, 4, 1), copy(Some(pb::Point { x: i32::MAX, y: 0 }))]),
+        ("a cursor without a name", vec![cursor(0, 1, 1, 0, 4)]),
+        ("a cursor of the wrong size", vec![cursor(1, 2, 2, 0, 15)]),
+        ("a huge cursor", vec![cursor(1, 257, 1, 0, 257 * 4)]),
+        ("an overflowing cursor", vec![cursor(1, 1 << 31, 1 << 31, 0, 0)]),
+        ("a cursor that is elsewhere", vec![cursor(1, 1, 1, i32::MIN, 4)]),
         ("no packing", vec![header(4, 4, 1), rect(0, 0, 1, 1, Unspecified, vec![0; 4])]),
         ("a band over 1 MiB", vec![header(1024, 1024, 1), rect(0, 0, 1024, 512, Lz4, vec![0; 64])]),
         (
@@ -223,11 +250,12 @@ async fn hostile_frames_are_refused_and_the_session_lives_on() {
     ];
     for (what, parts) in cases {
         fake.state().hostile_frame = Some(parts);
-        let result = session.capture(0, Duration::ZERO, true, soon()).await;
+        let result = session.capture(Have::default(), Duration::ZERO, true, soon()).await;
         assert!(matches!(result, Err(GuestError::Protocol(_))), "{what}: {result:?}");
     }
     fake.state().hostile_frame = None;
-    let frame = session.capture(0, Duration::ZERO, true, soon()).await.expect("an honest frame");
+    let frame =
+        session.capture(Have::default(), Duration::ZERO, true, soon()).await.expect("an honest frame");
     assert!(frame.full);
     assert_eq!(frame.size.width, 8);
 }
@@ -238,7 +266,7 @@ async fn a_difference_to_nothing_is_refused() {
     let session = open(&fake).await;
     let header = pb::FrameHeader { width: 4, height: 4, sequence: 2, full: false, ..Default::default() };
     fake.state().hostile_frame = Some(vec![header_part(header)]);
-    let result = session.capture(0, Duration::ZERO, true, soon()).await;
+    let result = session.capture(Have::default(), Duration::ZERO, true, soon()).await;
     assert!(matches!(result, Err(GuestError::Protocol(_))), "{result:?}");
 }
 
@@ -247,12 +275,15 @@ async fn every_packing_gives_the_pixels() {
     let fake = Fake::new(512, 700);
     let session = open(&fake).await;
     fake.paint(Rect { x: 10, y: 20, width: 30, height: 40 }, [1, 2, 3, 0]);
-    let raw = session.capture(0, Duration::ZERO, true, soon()).await.expect("raw");
+    let raw = session.capture(Have::default(), Duration::ZERO, true, soon()).await.expect("raw");
     fake.state().packing_lz4 = true;
-    let packed = session.capture(0, Duration::ZERO, true, soon()).await.expect("lz4");
+    let packed = session.capture(Have::default(), Duration::ZERO, true, soon()).await.expect("lz4");
     assert!(raw.patches.len() > 1, "a large frame comes in bands");
     assert_eq!(raw.patches, packed.patches);
-    let change = session.capture(1, Duration::ZERO, true, soon()).await.expect("difference");
+    let change = session
+        .capture(Have { sequence: 1, ..Have::default() }, Duration::ZERO, true, soon())
+        .await
+        .expect("difference");
     assert_eq!(change.patches.len(), 1);
     assert_eq!(change.patches[0].area, Rect { x: 10, y: 20, width: 30, height: 40 });
 }

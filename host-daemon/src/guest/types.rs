@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use super::GuestError;
 use crate::model::input::Settled;
-use crate::model::screen::{Point, Rect, Size};
+use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 /// How to open a session.
 #[derive(Debug, Clone, Default)]
@@ -103,6 +104,26 @@ pub struct Probe {
     pub pointer: Point,
 }
 
+/// What the host has of a screen: a capture brings what is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Have {
+    /// Number of the state; 0: nothing.
+    pub sequence: u64,
+    /// The answer that the frame is of; 0: unknown.
+    pub answer: u64,
+    /// The cursor's shape; 0: none.
+    pub shape: u32,
+}
+
+/// The cursor, as a guest tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CursorSeen {
+    /// Names its shape.
+    pub shape: u32,
+    /// The shape, where it is another than the host had.
+    pub picture: Option<Arc<CursorShape>>,
+}
+
 /// A frame, or what changed since another.
 #[derive(Debug, Clone)]
 pub struct Captured {
@@ -116,7 +137,11 @@ pub struct Captured {
     pub captured_at: SystemTime,
     /// Where the pointer was.
     pub pointer: Point,
-    /// What to draw, each inside the frame; together at most twice the frame's area.
+    /// The cursor, where it was asked for. It is never in the pixels.
+    pub cursor: Option<CursorSeen>,
+    /// Number of this answer, for [`Have::answer`].
+    pub answer: u64,
+    /// What to draw, in this order, each inside the frame; together at most twice the frame's area.
     pub patches: Vec<Patch>,
 }
 
@@ -136,6 +161,13 @@ pub enum Fill {
     Pixels(Bytes),
     /// The same everywhere.
     Solid([u8; 4]),
+    /// As the part of the frame at this place, which lies inside the frame.
+    Copy {
+        /// Left edge.
+        x: u32,
+        /// Top edge.
+        y: u32,
+    },
 }
 
 /// What became of a batch of input.

@@ -88,6 +88,30 @@ impl Rect {
     }
 }
 
+/// What the cursor looks like.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CursorShape {
+    /// Another one for each shape within a session; never 0.
+    pub id: u32,
+    /// Its size.
+    pub size: Size,
+    /// The pixel that lies on the pointer's position.
+    pub hot: Point,
+    /// `size.frame_bytes()` bytes: blue, green, red, alpha; colours are multiplied by alpha.
+    pub pixels: Bytes,
+}
+
+impl CursorShape {
+    /// Largest side of a shape.
+    pub const MAX_SIDE: u32 = 256;
+}
+
+impl std::fmt::Debug for CursorShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CursorShape({}: {}x{})", self.id, self.size.width, self.size.height)
+    }
+}
+
 /// A whole screen: rows top to bottom, 4 bytes a pixel (blue, green, red, unused), no padding.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Frame {

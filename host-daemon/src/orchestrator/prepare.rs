@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Shared;
-use crate::guest::{AttachParams, Attached, OpenOptions, connect};
+use crate::guest::{AttachParams, Attached, Have, OpenOptions, connect};
 use crate::hypervisor::{Observed, Origin, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
@@ -144,7 +144,7 @@ async fn prepare(
         tracing::warn!(template = %template.id, "the desktop did not settle, its state is taken as it is");
     }
     // The first frame costs a guest page faults and buffers, which later ones do not.
-    session.capture(0, Duration::ZERO, true, Instant::now() + FLUSH_TIMEOUT).await?;
+    session.capture(Have::default(), Duration::ZERO, true, Instant::now() + FLUSH_TIMEOUT).await?;
     session.flush(Instant::now() + FLUSH_TIMEOUT).await?;
     let attached = session.attached().clone();
 

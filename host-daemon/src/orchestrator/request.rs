@@ -120,6 +120,15 @@ pub struct BackupStore {
     pub request: Option<RequestId>,
 }
 
+/// How long a desktop is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// As long as the VM runs.
+    Stopped,
+    /// Also while it is saved, to go on when it runs again.
+    Gone,
+}
+
 /// Whose desktop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {

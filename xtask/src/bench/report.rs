@@ -21,6 +21,8 @@ pub(super) enum Better {
 pub(super) enum Of {
     /// Their median.
     P50(&'static str),
+    /// What 99 percent of them are not above.
+    P99(&'static str),
     /// The first's median over the second's.
     Ratio(&'static str, &'static str),
 }
@@ -83,12 +85,14 @@ impl Report {
     /// Computes metrics.
     pub(super) fn measure(&mut self, metrics: &[Metric]) -> anyhow::Result<()> {
         for metric in metrics {
-            let p50 = |name: &str| {
+            let at = |percent, name: &str| {
                 let values = self.samples.get(name).with_context(|| format!("{name} was not measured"))?;
-                percentile(values, 50).with_context(|| format!("{name} has no samples"))
+                percentile(values, percent).with_context(|| format!("{name} has no samples"))
             };
+            let p50 = |name| at(50, name);
             let value = match metric.of {
                 Of::P50(name) => p50(name)?,
+                Of::P99(name) => at(99, name)?,
                 Of::Ratio(above, below) => p50(above)? / p50(below)?,
             };
             self.metrics.push((*metric, value));
@@ -96,19 +100,27 @@ impl Report {
         Ok(())
     }
 
-    /// For people: every phase's p50 and p95, then the metrics with their aims.
-    pub(super) fn table(&self, phases: &[(&str, &str)]) -> String {
+    /// For people: every phase's percentiles, then the metrics with their aims.
+    pub(super) fn table<S: AsRef<str>>(&self, phases: &[(S, S)]) -> String {
         let mut text = String::new();
         for (name, value) in self.facts.iter().chain(&machine()) {
             let _ = writeln!(text, "{name}: {value}");
         }
-        let _ = writeln!(text, "\n{:<40} {:>9} {:>9} {:>9} {:>5}", "", "p50", "p95", "max", "n");
+        let _ = writeln!(text, "\n{:<40} {:>9} {:>9} {:>9} {:>9} {:>6}", "", "p50", "p95", "p99", "max", "n");
         for (name, title) in phases {
-            let Some(values) = self.samples.get(*name) else { continue };
+            let Some(values) = self.samples.get(name.as_ref()) else { continue };
+            let title = title.as_ref();
             let at =
                 |percent| percentile(values, percent).map_or_else(String::new, |value| format!("{value:.1}"));
-            let _ =
-                writeln!(text, "{title:<40} {:>9} {:>9} {:>9} {:>5}", at(50), at(95), at(100), values.len());
+            let _ = writeln!(
+                text,
+                "{title:<40} {:>9} {:>9} {:>9} {:>9} {:>6}",
+                at(50),
+                at(95),
+                at(99),
+                at(100),
+                values.len()
+            );
         }
         let _ = writeln!(text, "\n{:<26} {:>10} {:>12}", "metric", "value", "aim");
         for (metric, value) in &self.metrics {

@@ -15,8 +15,12 @@ pub(crate) enum Job {
     Firmware,
     /// Install tools that come from PyPI.
     Tools,
+    /// Run desktops without virtualisation.
+    ProcessDesktop,
     /// Measure libvirt beside us.
     BenchLibvirt,
+    /// Measure other programs' screenshots beside ours.
+    BenchScreenshots,
 }
 
 /// One package.
@@ -69,6 +73,7 @@ const DISPLAY_TESTS: &[Need] = &[
     program("xvfb", "Xvfb"),
     program("openbox", "openbox"),
     program("xterm", "xterm"),
+    program("x11-apps", "xwd"),
     program("mousepad", "mousepad"),
     program("dbus", "dbus-daemon"),
     package("fonts-dejavu-core"),
@@ -77,6 +82,8 @@ const DISPLAY_TESTS: &[Need] = &[
 ];
 const FIRMWARE: &[Need] = &[package("ovmf"), package("seabios")];
 const TOOLS: &[Need] = &[package("python3-venv")];
+const PROCESS_DESKTOP: &[Need] = &[program("xvfb", "Xvfb"), package("xfonts-base")];
+const BENCH_SCREENSHOTS: &[Need] = &[package("python3-venv"), program("scrot", "scrot")];
 const BENCH_LIBVIRT: &[Need] = &[
     program("libvirt-daemon", "libvirtd"),
     program("libvirt-clients", "virsh"),
@@ -92,7 +99,9 @@ impl Job {
             Self::DisplayTests => DISPLAY_TESTS,
             Self::Firmware => FIRMWARE,
             Self::Tools => TOOLS,
+            Self::ProcessDesktop => PROCESS_DESKTOP,
             Self::BenchLibvirt => BENCH_LIBVIRT,
+            Self::BenchScreenshots => BENCH_SCREENSHOTS,
         }
     }
 }

@@ -1,77 +1,98 @@
-//! Draws the cursor into captured pixels.
+//! The cursor as the protocol tells it.
 
-use crate::display::Rect;
+use hvkube_proto::guest::v1 as pb;
+use x11rb::protocol::xfixes::GetCursorImageReply;
 
-/// The cursor's picture and where it is.
+/// Largest side that is told; larger pictures are no cursors but somebody's joke.
+const MAX_SIDE: u16 = 256;
+
+/// The cursor's picture and the place of its hot spot.
 #[derive(Debug)]
 pub(super) struct Cursor {
     /// Changes with the picture.
-    pub(super) serial: u32,
-    /// Left edge of the picture on the screen.
-    pub(super) x: i32,
-    /// Top edge of the picture on the screen.
-    pub(super) y: i32,
-    pub(super) width: u32,
-    pub(super) height: u32,
+    shape: u32,
+    place: (i16, i16),
+    size: (u16, u16),
+    hot: (u16, u16),
     /// Rows of ARGB, colours already multiplied by alpha.
-    pub(super) pixels: Vec<u32>,
+    pixels: Vec<u32>,
 }
 
 impl Cursor {
-    /// The part of the screen that it covers.
-    pub(super) fn area(&self, screen: (u32, u32)) -> Option<Rect> {
-        Rect::clipped(self.x, self.y, self.width, self.height, screen)
+    /// What makes it another one to who looks at it.
+    pub(super) fn state(&self) -> (u32, (i16, i16)) {
+        (self.shape, self.place)
     }
 
-    /// Blends the cursor into `pixels`, the rows of `area`.
-    pub(super) fn draw(&self, area: Rect, screen: (u32, u32), pixels: &mut [u8]) {
-        let Some(part) = self.area(screen).and_then(|own| own.intersect(&area)) else { return };
-        for y in part.y..part.y + part.height {
-            for x in part.x..part.x + part.width {
-                // Both differences are inside the picture, because `part` is.
-                let from = (i64::from(y) - i64::from(self.y)) * i64::from(self.width) + i64::from(x)
-                    - i64::from(self.x);
-                let source =
-                    usize::try_from(from).ok().and_then(|i| self.pixels.get(i)).copied().unwrap_or(0);
-                let at = ((y - area.y) as usize * area.width as usize + (x - area.x) as usize) * 4;
-                if let Some(pixel) = pixels.get_mut(at..at + 3) {
-                    blend(source, pixel);
-                }
-            }
+    /// The protocol's form, for a host that has the picture of `known`.
+    pub(super) fn tell(&self, known: u32) -> pb::Cursor {
+        if self.shape == known {
+            return pb::Cursor { shape: self.shape, ..Default::default() };
+        }
+        pb::Cursor {
+            shape: self.shape,
+            width: self.size.0.into(),
+            height: self.size.1.into(),
+            hot_x: self.hot.0.into(),
+            hot_y: self.hot.1.into(),
+            // A little-endian ARGB word is blue, green, red, alpha.
+            pixels: self.pixels.iter().flat_map(|argb| argb.to_le_bytes()).collect::<Vec<u8>>().into(),
         }
     }
 }
 
-fn blend(argb: u32, bgr: &mut [u8]) {
-    let [b, g, r, alpha] = argb.to_le_bytes();
-    for (under, over) in bgr.iter_mut().zip([b, g, r]) {
-        let kept = (u32::from(*under) * (255 - u32::from(alpha)) + 127) / 255;
-        *under = u8::try_from(kept + u32::from(over)).unwrap_or(255);
+impl From<GetCursorImageReply> for Cursor {
+    fn from(image: GetCursorImageReply) -> Self {
+        let legal = image.width <= MAX_SIDE
+            && image.height <= MAX_SIDE
+            && image.cursor_image.len() == usize::from(image.width) * usize::from(image.height);
+        let size = if legal { (image.width, image.height) } else { (0, 0) };
+        Self {
+            // The server counts from 1; 0 would mean none to the host.
+            shape: image.cursor_serial.max(1),
+            place: (image.x, image.y),
+            size,
+            hot: (image.xhot, image.yhot),
+            pixels: if legal { image.cursor_image } else { Vec::new() },
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
+    fn reply(width: u16, height: u16, pixels: Vec<u32>) -> GetCursorImageReply {
+        GetCursorImageReply {
+            sequence: 0,
+            length: 0,
+            x: 20,
+            y: 30,
+            width,
+            height,
+            xhot: 1,
+            yhot: 0,
+            cursor_serial: 7,
+            cursor_image: pixels,
+        }
+    }
+
     #[test]
-    fn blends_only_where_cursor_and_area_meet() {
-        let cursor = Cursor {
-            serial: 1,
-            x: -1,
-            y: 9,
-            width: 2,
-            height: 2,
-            pixels: vec![0xff00_00ff, 0xffff_ffff, 0, 0x8000_0080],
-        };
-        let area = Rect { x: 0, y: 8, width: 2, height: 3 };
-        let mut pixels = [100; 2 * 3 * 4];
-        cursor.draw(area, (20, 20), &mut pixels);
-        let mut expected = [100; 24];
-        // Row 9, column 0: opaque white; row 10, column 0: half blue over grey.
-        expected[8..11].copy_from_slice(&[255, 255, 255]);
-        expected[16..19].copy_from_slice(&[178, 50, 50]);
-        assert_eq!(pixels, expected);
-        assert_eq!(cursor.area((20, 20)), Some(Rect { x: 0, y: 9, width: 1, height: 2 }));
+    fn a_shape_is_told_once() {
+        let cursor = Cursor::from(reply(2, 1, vec![0x8040_2010, 0xff01_0203]));
+        let told = cursor.tell(0);
+        assert_eq!((told.shape, told.width, told.height, told.hot_x, told.hot_y), (7, 2, 1, 1, 0));
+        assert_eq!(told.pixels.as_ref(), [0x10, 0x20, 0x40, 0x80, 3, 2, 1, 0xff]);
+        let again = cursor.tell(7);
+        assert_eq!((again.shape, again.width, again.pixels), (7, 0, Bytes::new()));
+        assert_eq!(cursor.state(), (7, (20, 30)));
+    }
+
+    #[test]
+    fn a_picture_that_is_too_large_is_left_out() {
+        let told = Cursor::from(reply(300, 300, vec![0; 90_000])).tell(0);
+        assert_eq!((told.shape, told.width, told.pixels.len()), (7, 0, 0));
     }
 }

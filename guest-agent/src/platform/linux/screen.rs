@@ -2,8 +2,10 @@
 //!
 //! Damage is kept by the server and asked for when somebody wants to know: one round trip empties it into a list of
 //! rectangles, so a capture is never stale, and a screen nobody looks at costs one event. What each sequence number changed
-//! is remembered for a while, so that a host gets only what it lacks; no copy of the frame is kept. A sequence that is too
-//! old gets a full frame.
+//! is remembered for a while, so that a host gets only what it lacks; no copy of the frame is kept, only hashes of its tiles.
+//! A sequence that is too old gets a full frame.
+//!
+//! The cursor is told as a shape and a place and is no part of the pixels: a pointer that moves costs no frame.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,7 +30,7 @@ use x11rb::rust_connection::RustConnection;
 use super::cursor::Cursor;
 use super::shm::SharedMemory;
 use super::x11::connect;
-use crate::display::{CaptureSpec, DisplayError, Frame, Packer, Rect, Screen, Watch, simplify};
+use crate::display::{CaptureSpec, DisplayError, Frame, Packer, Rect, Screen, Tiles, Watch, simplify};
 
 /// Calls that may wait for the thread at once.
 const QUEUE: usize = 64;
@@ -142,10 +144,12 @@ struct Server {
     /// Changes after this sequence are all in `history`.
     floor: u64,
     history: VecDeque<(u64, Vec<Rect>)>,
+    /// What the host's frame shows.
+    tiles: Tiles,
     /// As last asked for.
     cursor: Option<Cursor>,
-    /// The cursor as it was last drawn into a frame: where, and which picture.
-    drawn: Option<(Rect, u32)>,
+    /// When the cursor last was another one.
+    cursor_sequence: u64,
     pointer: (i32, i32),
     watches: Vec<Weak<Watch>>,
     waiters: Vec<Waiter>,
@@ -184,8 +188,9 @@ impl Server {
             sequence: 1,
             floor: 1,
             history: VecDeque::new(),
+            tiles: Tiles::default(),
             cursor: None,
-            drawn: None,
+            cursor_sequence: 0,
             pointer: (0, 0),
             watches: Vec::new(),
             waiters: Vec::new(),
@@ -275,7 +280,7 @@ impl Server {
                     return Ok(());
                 }
                 self.collect(spec.cursor)?;
-                if spec.wait.is_zero() || self.changed_since(spec.since) {
+                if spec.wait.is_zero() || self.news_for(&spec) {
                     let frame = self.frame(spec);
                     return Self::deliver(reply, frame);
                 }
@@ -315,7 +320,7 @@ impl Server {
             self.collect(true)?;
         }
         let (ready, waiting) =
-            std::mem::take(&mut self.waiters).into_iter().partition(|w| self.changed_since(w.spec.since));
+            std::mem::take(&mut self.waiters).into_iter().partition(|w| self.news_for(&w.spec));
         self.waiters = waiting;
         for Waiter { spec, reply, .. } in ready {
             let frame = self.frame(spec);
@@ -402,30 +407,30 @@ impl Server {
         }
     }
 
-    /// Compares the cursor to the one that was last drawn; what differs is a change of the frame.
+    /// A cursor that has moved or has another shape is a change for those who want to know the cursor.
     fn cursor_moved(&mut self, cursor: Option<Cursor>) {
         let Some(cursor) = cursor else { return };
-        let now = cursor.area(self.size).map(|area| (area, cursor.serial));
-        self.cursor = Some(cursor);
-        if now != self.drawn {
-            let areas: Vec<Rect> = self.drawn.iter().chain(&now).map(|(area, _)| *area).collect();
-            self.remember(areas);
-            self.drawn = now;
+        if self.cursor.as_ref().map(Cursor::state) != Some(cursor.state()) {
+            self.sequence += 1;
+            self.cursor_sequence = self.sequence;
         }
+        self.cursor = Some(cursor);
     }
 
-    fn changed_since(&self, since: u64) -> bool {
-        since < self.floor || since != self.sequence
+    /// Whether there is anything that the host has not got.
+    fn news_for(&self, spec: &CaptureSpec) -> bool {
+        self.is_foreign(spec.since)
+            || (spec.cursor && self.cursor_sequence > spec.since)
+            || self.history.back().is_some_and(|(sequence, _)| *sequence > spec.since)
+    }
+
+    /// Whether the changes since this sequence are not known any more, or never were.
+    fn is_foreign(&self, since: u64) -> bool {
+        since < self.floor || since > self.sequence
     }
 
     fn frame(&mut self, spec: CaptureSpec) -> Result<Frame, DisplayError> {
-        if !spec.cursor
-            && let Some((area, _)) = self.drawn.take()
-        {
-            // The host's frame may have the cursor in it.
-            self.remember(vec![area]);
-        }
-        let full = spec.since < self.floor || spec.since > self.sequence;
+        let full = self.is_foreign(spec.since);
         let mut rects: Vec<Rect> = if full {
             Rect::clipped(0, 0, self.size.0, self.size.1, self.size).into_iter().collect()
         } else {
@@ -434,13 +439,17 @@ impl Server {
         };
         simplify(&mut rects, MAX_RECTS);
         let sequence = self.sequence;
-        let packed = match self.grab(&rects, spec.cursor) {
+        let base = if full { 0 } else { spec.base };
+        let packed = match self.grab(&rects, base) {
             Err(DisplayError::Unsupported(reason)) if self.resized()? => {
                 tracing::debug!(reason, "screen was resized under a capture");
                 return self.frame(CaptureSpec { since: 0, ..spec });
             }
             packed => packed?,
         };
+        // An answer with nothing in it leaves the host what it has.
+        let answer = if packed.is_empty() { spec.base } else { self.tiles.end() };
+        let cursor = self.cursor.as_ref().filter(|_| spec.cursor);
         let header = pb::FrameHeader {
             width: self.size.0,
             height: self.size.1,
@@ -450,6 +459,8 @@ impl Server {
             captured_at: Some(SystemTime::now().into()),
             pointer_x: self.pointer.0,
             pointer_y: self.pointer.1,
+            answer,
+            cursor: cursor.map(|cursor| cursor.tell(spec.shape)),
         };
         Ok(Frame { header, rects: packed })
     }
@@ -461,59 +472,59 @@ impl Server {
         Ok(before != self.size)
     }
 
-    /// Reads and packs the pixels of `rects`.
-    fn grab(&mut self, rects: &[Rect], with_cursor: bool) -> Result<Vec<pb::FrameRect>, DisplayError> {
+    /// Reads the pixels of `rects` and packs what the host, which has the answer `base`, does not show.
+    fn grab(&mut self, rects: &[Rect], base: u64) -> Result<Vec<pb::FrameRect>, DisplayError> {
         let mut out = Vec::new();
         if rects.is_empty() {
             return Ok(out);
         }
+        self.tiles.begin(self.size, base);
+        let outcome = self.grab_tiles(rects, &mut out);
+        if outcome.is_err() {
+            // Half of it was noted as the host's.
+            self.tiles.begin(self.size, 0);
+        }
+        outcome.map(|()| out)
+    }
+
+    fn grab_tiles(&mut self, rects: &[Rect], out: &mut Vec<pb::FrameRect>) -> Result<(), DisplayError> {
+        let areas = self.tiles.cover(rects);
         if self.has_shm {
-            let len = rects.iter().map(|r| byte_len(*r)).sum();
+            let len = areas.iter().map(|r| byte_len(*r)).sum();
             self.need_segment(len)?;
         }
-        let size = self.size;
-        let draw = |area: Rect, pixels: &mut [u8]| {
-            if let Some(cursor) = &self.cursor
-                && with_cursor
-            {
-                cursor.draw(area, size, pixels);
-            }
-        };
         self.captured_at = Instant::now();
         let Some(segment) = &mut self.segment else {
-            for rect in rects {
-                let (x, y, width, height) = protocol_rect(*rect)?;
+            for rect in areas {
+                let (x, y, width, height) = protocol_rect(rect)?;
                 let format = ImageFormat::Z_PIXMAP;
                 let image =
                     self.conn.get_image(format, self.root, x, y, width, height, ALL_PLANES)?.reply()?;
-                let mut pixels = image.data;
-                check_len(pixels.len(), *rect)?;
-                draw(*rect, &mut pixels);
-                self.packer.pack(*rect, &pixels, &mut out);
+                check_len(image.data.len(), rect)?;
+                self.packer.pack(rect, &image.data, &mut self.tiles, out);
             }
-            return Ok(out);
+            return Ok(());
         };
         let mut offset = 0;
-        let mut replies = Vec::with_capacity(rects.len());
-        for rect in rects {
-            let (x, y, width, height) = protocol_rect(*rect)?;
+        let mut replies = Vec::with_capacity(areas.len());
+        for rect in areas {
+            let (x, y, width, height) = protocol_rect(rect)?;
             let format = ImageFormat::Z_PIXMAP.into();
             let at = u32::try_from(offset)
                 .map_err(|_| DisplayError::Unsupported("the screen is too large".into()))?;
             let cookie = self
                 .conn
                 .shm_get_image(self.root, x, y, width, height, ALL_PLANES, format, segment.id, at)?;
-            replies.push((cookie, offset, *rect));
-            offset += byte_len(*rect);
+            replies.push((cookie, offset, rect));
+            offset += byte_len(rect);
         }
         for (cookie, offset, rect) in replies {
             let size = cookie.reply()?.size as usize;
             check_len(size, rect)?;
-            let pixels = &mut segment.memory.bytes()[offset..offset + byte_len(rect)];
-            draw(rect, pixels);
-            self.packer.pack(rect, pixels, &mut out);
+            let pixels = &segment.memory.bytes()[offset..offset + byte_len(rect)];
+            self.packer.pack(rect, pixels, &mut self.tiles, out);
         }
-        Ok(out)
+        Ok(())
     }
 
     fn need_segment(&mut self, len: usize) -> Result<(), DisplayError> {
@@ -558,18 +569,5 @@ fn protocol_rect(r: Rect) -> Result<(i16, i16, u16, u16), DisplayError> {
     match parts {
         (Ok(x), Ok(y), Ok(width), Ok(height)) => Ok((x, y, width, height)),
         _ => Err(DisplayError::Unsupported("the screen is larger than X11 allows".into())),
-    }
-}
-
-impl From<xfixes::GetCursorImageReply> for Cursor {
-    fn from(image: xfixes::GetCursorImageReply) -> Self {
-        Self {
-            serial: image.cursor_serial,
-            x: i32::from(image.x) - i32::from(image.xhot),
-            y: i32::from(image.y) - i32::from(image.yhot),
-            width: image.width.into(),
-            height: image.height.into(),
-            pixels: image.cursor_image,
-        }
     }
 }

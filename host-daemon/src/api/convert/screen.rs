@@ -1,16 +1,19 @@
 //! Pictures, places on the screen, and waiting for it to settle.
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use hvkube_proto::v1;
 use jiff::Timestamp;
 
 use super::{duration, timestamp};
 use crate::api::fields;
-use crate::display::{Encoded, ImageFormat, InputDone, Scaling, ScreenshotOptions, Source, StreamFrame};
+use crate::display::{
+    Encoded, ImageFormat, InputDone, Scaling, ScreenshotOptions, Source, StreamItem, StreamOptions,
+};
 use crate::model::error::{Error, Result};
 use crate::model::input::{SettleOptions, Settled};
-use crate::model::screen::{Point, Rect, Size};
+use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 const DEFAULT_QUALITY: u8 = 80;
 const DEFAULT_FPS: f64 = 10.0;
@@ -57,7 +60,19 @@ fn scaling(options: &v1::ScreenshotOptions) -> Result<Scaling> {
     }
 }
 
-pub(crate) fn max_fps(value: f64) -> Result<f64> {
+/// What a stream shall be like.
+pub(crate) fn stream(wanted: &v1::StreamScreenshotsRequest) -> Result<StreamOptions> {
+    let picture = options(wanted.options.as_ref())?;
+    let legal = Duration::from_millis(100)..=Duration::from_secs(3600);
+    let keyframe_interval = fields::duration("keyframe_interval", wanted.keyframe_interval, legal)?;
+    if keyframe_interval.is_some() && !wanted.delta {
+        return Err(Error::field("keyframe_interval", "is legal with delta only"));
+    }
+    let max_fps = max_fps(wanted.max_fps)?;
+    Ok(StreamOptions { picture, max_fps, delta: wanted.delta, keyframe_interval })
+}
+
+fn max_fps(value: f64) -> Result<f64> {
     let legal = crate::display::MAX_FPS;
     match value {
         0.0 => Ok(DEFAULT_FPS),
@@ -99,7 +114,7 @@ pub(crate) fn frame_size(size: Option<v1::Size>) -> Result<Option<Size>> {
 pub(crate) fn settle(settle: Option<&v1::SettleOptions>) -> Result<SettleOptions> {
     let mut options = SettleOptions::default();
     let Some(settle) = settle else { return Ok(options) };
-    let zero = std::time::Duration::ZERO;
+    let zero = Duration::ZERO;
     if let Some(quiet) = fields::duration("settle.quiet", settle.quiet, zero..=SettleOptions::MAX_QUIET)? {
         options.quiet = quiet;
     }
@@ -118,12 +133,17 @@ pub(crate) fn settle(settle: Option<&v1::SettleOptions>) -> Result<SettleOptions
     Ok(options)
 }
 
-pub(crate) fn screenshot(picture: Encoded) -> v1::Screenshot {
+/// `shape`: tell what the cursor looks like.
+pub(crate) fn screenshot(picture: Encoded, shape: bool) -> v1::Screenshot {
     let format = match picture.format {
         ImageFormat::Png => v1::ImageFormat::Png,
         ImageFormat::Jpeg(_) => v1::ImageFormat::Jpeg,
         ImageFormat::Webp => v1::ImageFormat::Webp,
         ImageFormat::RawBgra => v1::ImageFormat::RawBgra,
+    };
+    let patch = |(area, image): &(Rect, bytes::Bytes)| v1::Patch {
+        area: Some(from_rect(*area)),
+        image: image.clone(),
     };
     v1::Screenshot {
         image: picture.bytes,
@@ -138,14 +158,52 @@ pub(crate) fn screenshot(picture: Encoded) -> v1::Screenshot {
         source: source(picture.source).into(),
         epoch: picture.epoch,
         cursor: picture.cursor.map(|at| v1::Point { x: at.x, y: at.y }),
+        status: v1::StreamStatus::Live.into(),
+        keyframe: picture.patches.is_none(),
+        patches: picture.patches.iter().flat_map(|patches| patches.iter().map(patch)).collect(),
+        cursor_shape: picture.cursor_shape.as_deref().filter(|_| shape).map(cursor_shape),
     }
 }
 
-pub(crate) fn frame(frame: StreamFrame) -> v1::Screenshot {
-    v1::Screenshot {
-        skipped: frame.skipped,
-        changed: frame.changed.into_iter().map(from_rect).collect(),
-        ..screenshot(frame.picture)
+fn cursor_shape(shape: &CursorShape) -> v1::CursorShape {
+    v1::CursorShape {
+        id: shape.id,
+        size: Some(size(shape.size)),
+        hot_spot: Some(v1::Point { x: shape.hot.x, y: shape.hot.y }),
+        bgra: shape.pixels.clone(),
+    }
+}
+
+/// The messages of one stream; those with the cursor's shape have it only when it is another one than before.
+pub(crate) struct Messages {
+    shape: bool,
+    told: Option<Arc<CursorShape>>,
+    epoch: u64,
+}
+
+impl Messages {
+    pub(crate) fn new(shape: bool) -> Self {
+        Self { shape, told: None, epoch: 0 }
+    }
+
+    pub(crate) fn of(&mut self, item: StreamItem) -> v1::Screenshot {
+        let frame = match item {
+            StreamItem::Frame(frame) => *frame,
+            StreamItem::Paused => {
+                let status = v1::StreamStatus::Paused.into();
+                return v1::Screenshot { status, epoch: self.epoch, ..Default::default() };
+            }
+        };
+        self.epoch = frame.picture.epoch;
+        let news = self.shape && self.told != frame.picture.cursor_shape;
+        if news {
+            self.told = frame.picture.cursor_shape.clone();
+        }
+        v1::Screenshot {
+            skipped: frame.skipped,
+            changed: frame.changed.into_iter().map(from_rect).collect(),
+            ..screenshot(frame.picture, news)
+        }
     }
 }
 
@@ -225,6 +283,13 @@ mod tests {
         }
         assert!((max_fps(0.0).expect("legal") - DEFAULT_FPS).abs() < f64::EPSILON);
         assert_eq!(field(frame_size(Some(v1::Size { width: 1, height: 0 }))), "frame_size.height");
+        let interval = |delta, seconds| {
+            let keyframe_interval = Some(prost_types::Duration { seconds, nanos: 0 });
+            stream(&v1::StreamScreenshotsRequest { delta, keyframe_interval, ..Default::default() })
+        };
+        assert_eq!(field(interval(true, 3601)), "keyframe_interval");
+        assert_eq!(field(interval(false, 1)), "keyframe_interval");
+        assert!(interval(true, 1).is_ok());
     }
 
     #[test]

@@ -4,7 +4,6 @@ mod stub;
 
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::StreamExt as _;
 use hvkube_proto::guest::v1 as pb;
 use tokio::time::Instant;
@@ -56,6 +55,18 @@ fn expected(fake: &Fake) -> Vec<u8> {
 
 fn decoded(picture: &Encoded) -> image::RgbImage {
     image::load_from_memory(&picture.bytes).expect("a picture").to_rgb8()
+}
+
+/// Pictures as fast as they come.
+fn fast() -> StreamOptions {
+    StreamOptions::new(ScreenshotOptions::default(), 60.0)
+}
+
+fn frame(item: Result<StreamItem, DisplayError>) -> StreamFrame {
+    match item.expect("fine") {
+        StreamItem::Frame(frame) => *frame,
+        StreamItem::Paused => panic!("paused"),
+    }
 }
 
 /// Colours that no compressor finds easy.
@@ -185,13 +196,13 @@ async fn a_guest_that_breaks_the_protocol_gets_one_more_chance() {
 #[tokio::test]
 async fn a_stream_gives_the_latest_and_says_what_it_passed_over() {
     let (hub, fake) = with_agent(64, 64).await;
-    let mut stream = hub.subscribe(ScreenshotOptions::default(), 60.0).expect("legal");
-    let first = stream.next().await.expect("a frame").expect("fine");
+    let mut stream = hub.subscribe(fast()).expect("legal");
+    let first = stream.next().await.map(frame).expect("a frame");
     assert_eq!((first.skipped, first.changed), (0, vec![rect(0, 0, 64, 64)]));
     fake.paint(rect(0, 0, 4, 4), [9; 4]);
     fake.paint(rect(8, 8, 4, 4), [8; 4]);
     fake.paint(rect(20, 20, 4, 4), [7; 4]);
-    let second = stream.next().await.expect("a frame").expect("fine");
+    let second = stream.next().await.map(frame).expect("a frame");
     assert_eq!(decoded(&second.picture).as_raw(), &expected(&fake));
     assert_eq!(second.skipped, 2);
     let mut changed = second.changed;
@@ -200,59 +211,179 @@ async fn a_stream_gives_the_latest_and_says_what_it_passed_over() {
     let waiting = tokio::spawn(async move { stream.next().await });
     tokio::task::yield_now().await;
     fake.paint(rect(1, 1, 1, 1), [1; 4]);
-    let third = waiting.await.expect("no panic").expect("a frame").expect("fine");
+    let third = waiting.await.expect("no panic").map(frame).expect("a frame");
     assert_eq!((third.skipped, third.changed), (0, vec![rect(1, 1, 1, 1)]));
 }
 
 #[tokio::test]
 async fn a_stalled_subscriber_costs_nobody_anything() {
     let (hub, fake) = with_agent(64, 64).await;
-    let mut stalled = hub.subscribe(ScreenshotOptions::default(), 60.0).expect("legal");
-    stalled.next().await.expect("a frame").expect("fine");
+    let mut stalled = hub.subscribe(fast()).expect("legal");
+    stalled.next().await.map(frame).expect("a frame");
     let before = fake.state().captures;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(fake.state().captures, before, "nobody waits, nobody captures");
-    let mut live = hub.subscribe(ScreenshotOptions::default(), 60.0).expect("legal");
+    let mut live = hub.subscribe(fast()).expect("legal");
     for n in 1..=20 {
-        let picture = live.next().await.expect("a frame").expect("fine").picture;
+        let picture = live.next().await.map(frame).expect("a frame").picture;
         assert_eq!(decoded(&picture).as_raw(), &expected(&fake));
         fake.paint(rect(n, n, 1, 1), [200; 4]);
     }
-    let late = stalled.next().await.expect("a frame").expect("fine");
+    // A look of this very moment would do for it, and be of the state before.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let late = stalled.next().await.map(frame).expect("a frame");
     assert_eq!(late.skipped, 19);
     assert_eq!(decoded(&late.picture).as_raw(), &expected(&fake));
 }
 
 #[tokio::test]
-async fn when_the_one_who_asks_leaves_another_takes_over() {
+async fn one_asks_for_all_until_the_last_leaves() {
     let (hub, fake) = with_agent(64, 64).await;
-    let mut one = hub.subscribe(ScreenshotOptions::default(), 60.0).expect("legal");
-    let mut two = hub.subscribe(ScreenshotOptions::default(), 60.0).expect("legal");
-    one.next().await.expect("a frame").expect("fine");
-    two.next().await.expect("a frame").expect("fine");
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    // The first is asking the guest when it goes away; the second waits behind it.
-    {
-        let mut asking = Box::pin(one.next());
-        while fake.state().captures < 3 {
-            assert!((&mut asking).now_or_never().is_none());
-            tokio::task::yield_now().await;
-        }
-    }
+    let mut one = hub.subscribe(fast()).expect("legal");
+    let mut two = hub.subscribe(fast()).expect("legal");
+    one.next().await.map(frame).expect("a frame");
+    two.next().await.map(frame).expect("a frame");
+    // Both wait, then the first goes away in the middle of it.
+    let mut asking = Box::pin(one.next());
+    let waiting = tokio::spawn(async move { (two.next().await, two) });
+    let waited = tokio::time::timeout(Duration::from_millis(50), &mut asking).await;
+    assert!(waited.is_err(), "nothing has changed");
+    drop(asking);
     drop(one);
-    let waiting = tokio::spawn(async move { two.next().await });
-    while fake.state().captures < 4 {
-        tokio::task::yield_now().await;
-    }
     fake.paint(rect(0, 0, 1, 1), [1; 4]);
-    assert!(waiting.await.expect("no panic").expect("a frame").is_ok());
+    let (next, two) = waiting.await.expect("no panic");
+    assert!(next.expect("a frame").is_ok());
+    drop(two);
+    let before = fake.state().captures;
+    fake.paint(rect(0, 0, 1, 1), [2; 4]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(fake.state().captures, before, "nobody is left to capture for");
+}
+
+#[tokio::test]
+async fn a_subscriber_nobody_polls_any_more_holds_up_nobody() {
+    let (hub, fake) = with_agent(64, 64).await;
+    let mut stuck = hub.subscribe(fast()).expect("legal");
+    stuck.next().await.map(frame).expect("a frame");
+    // It is in the middle of waiting when its reader stops.
+    let mut half = Box::pin(stuck.next());
+    assert!(tokio::time::timeout(Duration::from_millis(30), &mut half).await.is_err());
+    let mut live = hub.subscribe(fast()).expect("legal");
+    for n in 0..10 {
+        let picture = live.next().await.map(frame).expect("a frame").picture;
+        assert_eq!(decoded(&picture).as_raw(), &expected(&fake));
+        fake.paint(rect(n, n, 1, 1), [200; 4]);
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(half.await.expect("a frame").is_ok());
+}
+
+#[tokio::test]
+async fn readers_of_the_same_picture_share_its_bytes() {
+    let (hub, fake) = with_agent(64, 64).await;
+    let mut streams: Vec<_> = (0..5).map(|_| hub.subscribe(fast()).expect("legal")).collect();
+    for n in 0..3 {
+        fake.paint(rect(n, n, 1, 1), [200; 4]);
+        let frames = futures_util::future::join_all(streams.iter_mut().map(|stream| stream.next())).await;
+        let pictures: Vec<_> = frames.into_iter().map(|f| f.map(frame).expect("a frame").picture).collect();
+        assert!(pictures.iter().all(|p| p.bytes.as_ptr() == pictures[0].bytes.as_ptr()), "round {n}");
+    }
+}
+
+/// Draws a stream's picture over what its reader has.
+fn draw(onto: &mut image::RgbImage, picture: &Encoded) {
+    let Some(patches) = &picture.patches else {
+        *onto = decoded(picture);
+        return;
+    };
+    for (area, bytes) in patches.iter() {
+        let patch = image::load_from_memory(bytes).expect("a picture").to_rgb8();
+        assert_eq!(patch.dimensions(), (area.width, area.height));
+        image::imageops::replace(onto, &patch, area.x.into(), area.y.into());
+    }
+}
+
+#[tokio::test]
+async fn differences_drawn_over_the_picture_give_the_picture() {
+    for scaling in [Scaling::None, Scaling::Factor(0.37)] {
+        let (hub, fake) = with_agent(200, 150).await;
+        noise(&fake);
+        let picture =
+            ScreenshotOptions { scaling, region: Some(rect(10, 0, 180, 140)), ..Default::default() };
+        let options = StreamOptions { delta: true, ..StreamOptions::new(picture, 60.0) };
+        let mut stream = hub.subscribe(options).expect("legal");
+        let mut shown = image::RgbImage::new(1, 1);
+        let first = stream.next().await.map(frame).expect("a frame").picture;
+        assert!(first.patches.is_none(), "the first is whole");
+        draw(&mut shown, &first);
+        for n in 0..6 {
+            fake.paint(
+                rect(5 + 20 * n, 3 + 15 * n, 7 + n, 9),
+                [40 * u8::try_from(n).expect("small"), 1, 250, 0],
+            );
+            let next = stream.next().await.map(frame).expect("a frame").picture;
+            let patches = next.patches.as_ref().expect("a difference");
+            let pixels: u32 = patches.iter().map(|(area, _)| area.width * area.height).sum();
+            assert!(pixels * 4 < next.size.width * next.size.height, "only what changed: {pixels}");
+            draw(&mut shown, &next);
+            let whole = hub.screenshot(&picture, soon()).await.expect("picture");
+            assert!(shown == decoded(&whole), "{scaling:?} {n}");
+        }
+        hub.request_keyframe();
+        let asked = stream.next().await.map(frame).expect("a frame").picture;
+        assert!(asked.patches.is_none(), "asked for, though nothing changed");
+        fake.paint(rect(0, 0, 200, 100), [9; 4]);
+        let large = stream.next().await.map(frame).expect("a frame").picture;
+        assert!(large.patches.is_none(), "most of it changed");
+        // More states than are remembered.
+        for n in 0..100 {
+            fake.paint(rect(n, 0, 1, 1), [77; 4]);
+            hub.screenshot(&picture, soon()).await.expect("picture");
+        }
+        let late = stream.next().await.map(frame).expect("a frame").picture;
+        assert!(late.patches.is_none(), "what changed is not known any more");
+        draw(&mut shown, &late);
+        assert!(shown == decoded(&hub.screenshot(&picture, soon()).await.expect("picture")));
+        attach(&hub, &fake, 2).await;
+        let other = stream.next().await.map(frame).expect("a frame").picture;
+        assert!(other.patches.is_none(), "another session");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_says_that_it_is_paused_and_goes_on() {
+    let (hub, fake) = with_agent(64, 64).await;
+    let mut stream = hub.subscribe(fast()).expect("legal");
+    stream.next().await.map(frame).expect("a frame");
+    hub.detach();
+    assert_eq!(stream.next().await.expect("an item").expect("fine"), StreamItem::Paused);
+    // Said once.
+    assert!(tokio::time::timeout(Duration::from_millis(800), stream.next()).await.is_err());
+    attach(&hub, &fake, 2).await;
+    let next = stream.next().await.map(frame).expect("a frame");
+    assert_eq!((next.picture.epoch, next.changed), (2, vec![rect(0, 0, 64, 64)]));
+}
+
+#[tokio::test]
+async fn large_jpegs_of_several_bands_look_like_the_frame() {
+    let (hub, fake) = with_agent(640, 401).await;
+    for n in 0..20 {
+        let value = |k: u32| u8::try_from(n * k % 256).expect("small");
+        fake.paint(rect(n * 30, n * 20, 40, 21), [value(37), value(91), value(53), 0]);
+    }
+    let options = ScreenshotOptions { format: ImageFormat::Jpeg(95), ..Default::default() };
+    let picture = decoded(&hub.screenshot(&options, soon()).await.expect("picture"));
+    assert_eq!(picture.dimensions(), (640, 401));
+    let expected = expected(&fake);
+    let error: u64 = picture.as_raw().iter().zip(&expected).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    assert!(error / (expected.len() as u64) < 3, "{error}");
 }
 
 #[tokio::test]
 async fn streams_outlive_sessions_and_end_with_the_vm() {
     let (hub, fake) = with_agent(64, 64).await;
-    let mut stream = hub.subscribe(ScreenshotOptions::default(), 60.0).expect("legal");
-    assert_eq!(stream.next().await.expect("a frame").expect("fine").picture.epoch, 1);
+    let mut stream = hub.subscribe(fast()).expect("legal");
+    assert_eq!(stream.next().await.map(frame).expect("a frame").picture.epoch, 1);
     hub.detach();
     let none = hub.screenshot(&ScreenshotOptions::default(), soon()).await;
     assert!(matches!(none, Err(DisplayError::NotConnected)), "{none:?}");
@@ -263,7 +394,7 @@ async fn streams_outlive_sessions_and_end_with_the_vm() {
     tokio::task::yield_now().await;
     attach(&hub, &fake, 2).await;
     let (next, mut stream) = waiting.await.expect("no panic");
-    let next = next.expect("a frame").expect("fine");
+    let next = next.map(frame).expect("a frame");
     assert_eq!((next.picture.epoch, next.skipped), (2, 0));
     assert_eq!(next.changed, [rect(0, 0, 64, 64)]);
     let waiting = tokio::spawn(async move { stream.next().await });
@@ -276,10 +407,11 @@ async fn streams_outlive_sessions_and_end_with_the_vm() {
 async fn streams_refuse_what_they_can_not_do() {
     let (hub, _fake) = with_agent(8, 8).await;
     for fps in [0.0, -1.0, 61.0, f64::NAN] {
-        assert!(hub.subscribe(ScreenshotOptions::default(), fps).is_err(), "{fps}");
+        assert!(hub.subscribe(StreamOptions::new(ScreenshotOptions::default(), fps)).is_err(), "{fps}");
     }
     let outside = ScreenshotOptions { region: Some(rect(0, 0, 9, 9)), ..Default::default() };
-    let items: Vec<_> = hub.subscribe(outside, 60.0).expect("not known yet").collect().await;
+    let items: Vec<_> =
+        hub.subscribe(StreamOptions::new(outside, 60.0)).expect("not known yet").collect().await;
     assert!(matches!(items.as_slice(), [Err(DisplayError::RegionOutOfFrame { .. })]), "{items:?}");
 }
 
@@ -382,11 +514,11 @@ async fn without_an_agent_the_hypervisor_stands_in() {
 async fn the_agent_takes_over_when_it_comes() {
     let (hub, stub) = hub(true, Size { width: 20, height: 10 });
     stub.show(5);
-    let mut stream = hub.subscribe(ScreenshotOptions::default(), 60.0).expect("legal");
-    assert_eq!(stream.next().await.expect("a frame").expect("fine").picture.source, Source::Hypervisor);
+    let mut stream = hub.subscribe(fast()).expect("legal");
+    assert_eq!(stream.next().await.map(frame).expect("a frame").picture.source, Source::Hypervisor);
     let fake = Fake::new(20, 10);
     let session = attach(&hub, &fake, 3).await;
-    assert_eq!(stream.next().await.expect("a frame").expect("fine").picture.source, Source::Agent);
+    assert_eq!(stream.next().await.map(frame).expect("a frame").picture.source, Source::Agent);
     session.close();
     let after = hub.screenshot(&ScreenshotOptions::default(), soon()).await.expect("picture");
     assert_eq!(after.source, Source::Hypervisor);

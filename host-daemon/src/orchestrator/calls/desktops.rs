@@ -8,7 +8,7 @@ use crate::model::error::{Error, Reason, Result};
 use crate::model::vm::VmState;
 use crate::orchestrator::Orchestrator;
 use crate::orchestrator::actor::Handle;
-use crate::orchestrator::request::{Caller, Target};
+use crate::orchestrator::request::{Caller, Target, Until};
 
 impl Orchestrator {
     /// The screen and input of a running VM that the caller may use.
@@ -25,11 +25,17 @@ impl Orchestrator {
         Ok(handle.hub.clone())
     }
 
-    /// Completes when the caller has to leave the desktop: the lease ended, or the VM stopped running.
+    /// Completes when the caller has to leave the desktop: the lease ended, or the VM stopped running, which a saved one
+    /// has done only for good to some.
     ///
     /// # Errors
     /// As [`Orchestrator::desktop`].
-    pub async fn desktop_ended(&self, caller: &Caller, target: &Target) -> Result<BoxFuture<'static, Error>> {
+    pub async fn desktop_ended(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        until: Until,
+    ) -> Result<BoxFuture<'static, Error>> {
         let handle = self.target(caller, target).await?;
         let (this, target) = (self.clone(), target.clone());
         Ok(Box::pin(async move {
@@ -39,10 +45,8 @@ impl Orchestrator {
                     Target::Lease(lease) => row.lease.as_ref() != Some(lease),
                     Target::Vm(_) => false,
                 };
-                left || matches!(
-                    row.state,
-                    VmState::Saved | VmState::Off | VmState::Deleting | VmState::Error
-                )
+                let saved = row.state == VmState::Saved && until == Until::Stopped;
+                left || saved || matches!(row.state, VmState::Off | VmState::Deleting | VmState::Error)
             });
             // The row's sender goes with the VM.
             let state = stopped.await.map_or(VmState::Deleting, |row| row.state);

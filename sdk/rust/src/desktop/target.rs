@@ -54,7 +54,8 @@ impl Target {
     }
 
     /// A picture at each change, `max_fps` a second at most (0 means 10). A slow reader gets the latest; `skipped` says
-    /// how many it missed. Ends with an error when the desktop goes away.
+    /// how many it missed. While the VM is saved there is one message with `StreamStatus::Paused` and without a picture. Ends
+    /// with an error when the desktop goes away.
     ///
     /// # Errors
     /// As [`Target::screenshot`].
@@ -63,7 +64,9 @@ impl Target {
         options: ScreenshotOptions,
         max_fps: f64,
     ) -> Result<impl Stream<Item = Result<Screenshot>> + Send + use<>> {
-        let request = StreamScreenshotsRequest { target: self.name.clone(), options: Some(options), max_fps };
+        let target = self.name.clone();
+        let request =
+            StreamScreenshotsRequest { target, options: Some(options), max_fps, ..Default::default() };
         let client = self.client.clone();
         let stream =
             client.desktops().stream_screenshots(request).await.map_err(|status| client.error(status))?;

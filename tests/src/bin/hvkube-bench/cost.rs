@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -36,6 +37,22 @@ pub(crate) fn private_bytes(pid: u32) -> anyhow::Result<u64> {
     anonymous(&text).with_context(|| format!("find the anonymous memory in {path}"))
 }
 
+/// Processor time that a process has used.
+pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let ticks = ticks(&text).with_context(|| format!("find the times in {path}"))?;
+    // Linux tells these times in hundredths of a second on every architecture that this runs on.
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+/// User and system time; they are the 14th and 15th field, and the second may hold anything in its parentheses.
+fn ticks(stat: &str) -> Option<u64> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |n: usize| fields.get(n)?.parse::<u64>().ok();
+    Some(field(11)? + field(12)?)
+}
+
 fn anonymous(smaps: &str) -> Option<u64> {
     let line = smaps.lines().find_map(|line| line.strip_prefix("Anonymous:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
@@ -44,6 +61,13 @@ fn anonymous(smaps: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processor_time_is_read_whatever_the_programs_name() {
+        assert_eq!(ticks("7 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0"), Some(42));
+        assert_eq!(ticks("7 (a"), None);
+        assert!(cpu_time(std::process::id()).is_ok());
+    }
 
     #[test]
     fn memory_is_read_as_the_kernel_writes_it() {

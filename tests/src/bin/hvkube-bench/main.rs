@@ -4,6 +4,7 @@
 //! the readiness receipt; all others are the client's, from the call to its answer.
 
 mod cost;
+mod display;
 mod peer;
 mod resume;
 mod samples;
@@ -25,6 +26,8 @@ struct Cli {
 enum Bench {
     /// How fast desktops come, go and come back, and what they cost
     Resume(resume::Args),
+    /// How fast screenshots come, and how well a stream of them serves many
+    Display(display::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -52,10 +55,11 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let Bench::Resume(args) = cli.bench;
     let client = Client::connect().await.context("connect to the daemon")?;
-    let samples = resume::run(&client, &args).await?;
+    let (samples, output) = match &cli.bench {
+        Bench::Resume(args) => (resume::run(&client, args).await?, &args.common.output),
+        Bench::Display(args) => (display::run(&client, args).await?, &args.output),
+    };
     let text = serde_json::to_string_pretty(&samples.to_json())?;
-    let output = &args.common.output;
     std::fs::write(output, text).with_context(|| format!("write {}", output.display()))
 }

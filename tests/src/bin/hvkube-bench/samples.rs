@@ -1,5 +1,6 @@
 //! What was measured, by name.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -8,16 +9,16 @@ use serde_json::{Value, json};
 /// Samples and facts.
 #[derive(Debug, Default)]
 pub(crate) struct Samples {
-    samples: BTreeMap<&'static str, Vec<f64>>,
+    samples: BTreeMap<Cow<'static, str>, Vec<f64>>,
     facts: BTreeMap<&'static str, String>,
 }
 
 impl Samples {
-    pub(crate) fn add(&mut self, name: &'static str, value: f64) {
-        self.samples.entry(name).or_default().push(value);
+    pub(crate) fn add(&mut self, name: impl Into<Cow<'static, str>>, value: f64) {
+        self.samples.entry(name.into()).or_default().push(value);
     }
 
-    pub(crate) fn add_ms(&mut self, name: &'static str, time: Duration) {
+    pub(crate) fn add_ms(&mut self, name: impl Into<Cow<'static, str>>, time: Duration) {
         self.add(name, time.as_secs_f64() * 1e3);
     }
 
