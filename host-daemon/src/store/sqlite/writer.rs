@@ -9,7 +9,8 @@
 //! commit that holds it. A write that was queued is done even if its caller has gone.
 //!
 //! It is a thread with rusqlite, and not one of sqlx's connections, because those take two task switches for every
-//! statement: with 64 callers that cost half of the commits (see `examples/store_bench.rs` for how to measure it).
+//! statement: the same UPDATE took 21 us there and 5 us here on a quiet machine of two cores, 90 us and 5 us on a busy one.
+//! `examples/store_bench.rs` measures commits.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -197,7 +198,7 @@ fn commit(db: &Connection, group: &mut Vec<Work>, changes: &Changes) {
         }
     }
     for answer in answers {
-        answer(committed.as_ref().map(|()| ()));
+        answer(committed.as_ref().copied());
     }
 }
 
