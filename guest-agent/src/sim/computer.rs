@@ -33,8 +33,10 @@ pub(super) struct Inner {
     /// Whoever has an older sequence than this has to take the whole screen.
     floor: u64,
     watches: Vec<Weak<Watch>>,
-    /// Where the cursor was drawn into the last frame.
-    pub(super) drawn: Option<Rect>,
+    /// The pointer's place as a host was told it last.
+    pub(super) told: Option<(i32, i32)>,
+    /// Frames given so far that had anything in them.
+    pub(super) answers: u64,
 }
 
 impl Computer {
@@ -48,7 +50,8 @@ impl Computer {
             history: VecDeque::new(),
             floor: 1,
             watches: Vec::new(),
-            drawn: None,
+            told: None,
+            answers: 0,
         };
         Self { hardware, board, inner: Mutex::new(inner), changed: Notify::new() }
     }

@@ -15,7 +15,7 @@ use hvkube_proto::guest::v1 as pb;
 
 use super::Memory;
 use super::desktop::{BAR, Layout};
-use crate::display::{Packer, Rect};
+use crate::display::Rect;
 
 const DESK: Rgb888 = Rgb888::new(0x2e, 0x5a, 0x6b);
 const PANEL: Rgb888 = Rgb888::new(0x22, 0x28, 0x2c);
@@ -29,8 +29,12 @@ const PALE: Rgb888 = Rgb888::new(0xf2, 0xf4, 0xf6);
 
 const CELL: (u32, u32) = (6, 13);
 const PADDING: u32 = 4;
+/// Unpacked bytes of one rectangle, as the protocol bounds it.
+const MAX_BAND: u32 = 1 << 20;
 /// The cursor is an arrow in a square of this size.
 const CURSOR: u32 = 12;
+/// Names its picture.
+const ARROW: u32 = 1;
 
 enum Layer {
     Solid(Rect, Rgb888),
@@ -45,9 +49,21 @@ impl Layer {
     }
 }
 
-/// The part of the screen that the cursor covers.
-pub(super) fn cursor_area(screen: (u32, u32), (x, y): (i32, i32)) -> Option<Rect> {
-    Rect::clipped(x, y, CURSOR, CURSOR, screen)
+/// The cursor, to a host that has the picture `known`: there is but one.
+pub(super) fn cursor(known: u32) -> pb::Cursor {
+    if known == ARROW {
+        return pb::Cursor { shape: ARROW, ..pb::Cursor::default() };
+    }
+    let mut pixels = vec![0; (CURSOR * CURSOR * 4) as usize];
+    for row in 0..CURSOR {
+        for column in 0..=row {
+            let offset = ((row * CURSOR + column) * 4) as usize;
+            let edge = column == 0 || column == row || row + 1 == CURSOR;
+            let [blue, green, red, _] = bgrx(if edge { INK } else { PALE });
+            pixels[offset..offset + 4].copy_from_slice(&[blue, green, red, 0xff]);
+        }
+    }
+    pb::Cursor { shape: ARROW, width: CURSOR, height: CURSOR, hot_x: 0, hot_y: 0, pixels: pixels.into() }
 }
 
 fn layers(layout: &Layout, memory: &Memory) -> Vec<Layer> {
@@ -203,14 +219,8 @@ pub(super) fn picture(layout: &Layout, memory: &Memory) -> Vec<u8> {
 }
 
 /// What a host needs to bring these parts of its frame up to date.
-pub(super) fn parts(
-    layout: &Layout,
-    memory: &Memory,
-    areas: &[Rect],
-    cursor: Option<Rect>,
-) -> Vec<pb::FrameRect> {
+pub(super) fn parts(layout: &Layout, memory: &Memory, areas: &[Rect]) -> Vec<pb::FrameRect> {
     let layers = layers(layout, memory);
-    let mut packer = Packer::default();
     let mut out = Vec::new();
     for area in areas {
         // What another one hides wholly need not be sent.
@@ -223,23 +233,36 @@ pub(super) fn parts(
                     area: Some(part.into()),
                     packing: pb::Packing::Solid.into(),
                     data: Bytes::copy_from_slice(&bgrx(*color)),
+                    from: None,
                 }),
-                Layer::Text { .. } => packer.pack(part, &pixels(&layers, part), &mut out),
+                // No tiles: text is little, and remembering what a host shows would cost more.
+                Layer::Text { .. } => {
+                    out.extend(bands(part).map(|band| packed(band, &pixels(&layers, band))))
+                }
             }
         }
-    }
-    if let Some(area) = cursor {
-        let mut under = pixels(&layers, area);
-        for row in 0..area.height {
-            for column in 0..area.width.min(row + 1) {
-                let offset = (row as usize * area.width as usize + column as usize) * 4;
-                let edge = column == 0 || column == row || row + 1 == CURSOR;
-                under[offset..offset + 4].copy_from_slice(&bgrx(if edge { INK } else { PALE }));
-            }
-        }
-        packer.pack(area, &under, &mut out);
     }
     out
+}
+
+/// What the protocol takes as one rectangle.
+fn bands(area: Rect) -> impl Iterator<Item = Rect> {
+    let rows = (MAX_BAND / (area.width * 4)).max(1);
+    (0..area.height).step_by(rows as usize).map(move |top| Rect {
+        y: area.y + top,
+        height: rows.min(area.height - top),
+        ..area
+    })
+}
+
+fn packed(area: Rect, pixels: &[u8]) -> pb::FrameRect {
+    let data = lz4_flex::block::compress(pixels);
+    let (packing, data) = if data.len() < pixels.len() {
+        (pb::Packing::Lz4, data)
+    } else {
+        (pb::Packing::Raw, pixels.to_vec())
+    };
+    pb::FrameRect { area: Some(area.into()), packing: packing.into(), data: data.into(), from: None }
 }
 
 #[cfg(test)]
@@ -272,7 +295,7 @@ mod tests {
             let layout = Layout::new(screen);
             let memory = Memory { text: "Hällo, World!\n".repeat(30), count: 7, ..Memory::default() };
             let whole = Rect { x: 0, y: 0, width: screen.0, height: screen.1 };
-            let parts = parts(&layout, &memory, &[whole], None);
+            let parts = parts(&layout, &memory, &[whole]);
             let (frame, area) = unpack(&parts, screen);
             assert!(frame == picture(&layout, &memory), "{screen:?}");
             assert!(area <= 2 * whole.area(), "{screen:?}: {area}");

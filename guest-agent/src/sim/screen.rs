@@ -43,29 +43,25 @@ impl Screen for Computer {
 }
 
 impl Inner {
-    fn cursor(&self, spec: CaptureSpec) -> Option<Rect> {
-        if spec.cursor { draw::cursor_area(self.layout.screen, self.state.memory.pointer) } else { None }
-    }
-
-    /// Whether the host's frame is not what it asks for.
+    /// Whether the host's screen is not what it asks for.
     fn differs(&self, spec: CaptureSpec) -> bool {
-        self.changes(spec.since).is_none_or(|areas| !areas.is_empty()) || self.cursor(spec) != self.drawn
+        let pointer = Some(self.state.memory.pointer);
+        self.changes(spec.since).is_none_or(|areas| !areas.is_empty()) || spec.cursor && pointer != self.told
     }
 
     fn frame(&mut self, spec: CaptureSpec) -> Frame {
-        let cursor = self.cursor(spec);
-        if cursor != self.drawn {
-            // A change of the frame that is nobody's but the host's: the desktop itself is as it was.
-            let before = std::mem::replace(&mut self.drawn, cursor);
-            before.into_iter().chain(cursor).for_each(|area| self.changed(area));
+        if spec.cursor {
+            self.told = Some(self.state.memory.pointer);
         }
         let changes = self.changes(spec.since);
         let full = changes.is_none();
         let (width, height) = self.layout.screen;
         let mut areas = changes.unwrap_or_else(|| vec![Rect { x: 0, y: 0, width, height }]);
         simplify(&mut areas, MAX_RECTS);
-        let touched = |cursor: &Rect| areas.iter().any(|area| area.intersect(cursor).is_some());
-        let rects = draw::parts(&self.layout, &self.state.memory, &areas, cursor.filter(touched));
+        let rects = draw::parts(&self.layout, &self.state.memory, &areas);
+        if !rects.is_empty() {
+            self.answers += 1;
+        }
         let (pointer_x, pointer_y) = self.state.memory.pointer;
         let header = pb::FrameHeader {
             width,
@@ -76,6 +72,8 @@ impl Inner {
             captured_at: Some(SystemTime::now().into()),
             pointer_x,
             pointer_y,
+            answer: if rects.is_empty() { spec.base } else { self.answers },
+            cursor: spec.cursor.then(|| draw::cursor(spec.shape)),
         };
         Frame { header, rects }
     }

@@ -375,11 +375,7 @@ async fn attach(
 }
 
 /// Keeps the latest heartbeat at hand while the session lives.
-async fn beat(
-    calls: Calls,
-    interval: Duration,
-    beats: watch::Sender<Option<Heartbeat>>,
-) {
+async fn beat(calls: Calls, interval: Duration, beats: watch::Sender<Option<Heartbeat>>) {
     let mut closed = calls.closed.clone();
     let listen = async {
         let interval = wire::duration(interval);

@@ -68,6 +68,14 @@ impl DesktopService for Fake {
         Ok(Response::new(Box::pin(tokio_stream::iter(pictures))))
     }
 
+    async fn request_keyframe(
+        &self,
+        request: Request<v1::RequestKeyframeRequest>,
+    ) -> Result<Response<v1::RequestKeyframeResponse>, Status> {
+        target(&request.into_inner().target)?;
+        Ok(Response::new(v1::RequestKeyframeResponse::default()))
+    }
+
     async fn send_input(
         &self,
         request: Request<v1::SendInputRequest>,
