@@ -237,7 +237,7 @@ pub(super) fn parts(layout: &Layout, memory: &Memory, areas: &[Rect]) -> Vec<pb:
                 }),
                 // No tiles: text is little, and remembering what a host shows would cost more.
                 Layer::Text { .. } => {
-                    out.extend(bands(part).map(|band| packed(band, &pixels(&layers, band))))
+                    out.extend(bands(part).map(|band| packed(band, &pixels(&layers, band))));
                 }
             }
         }
