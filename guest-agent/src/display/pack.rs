@@ -211,7 +211,7 @@ mod tests {
         ) {
             let whole = Rect { x: 0, y: 0, width, height };
             let (mut packer, mut tiles) = (Packer::default(), Tiles::default());
-            let mut guest = vec![9; whole.area() as usize * 4];
+            let mut guest = vec![9; whole.width as usize * whole.height as usize * 4];
             let mut host = vec![0; guest.len()];
             let mut base = 0;
             let mut damage = vec![whole];
