@@ -86,7 +86,7 @@ async fn main() -> Outcome<()> {
     for session in &open {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         session.probe(deadline).await?;
-        session.capture(0, Duration::ZERO, true, deadline).await?;
+        session.capture(hvkube_host::guest::Have::default(), Duration::ZERO, true, deadline).await?;
     }
     meter.tell("looked at", sessions)?;
     tokio::time::sleep(Duration::from_secs(6)).await;
