@@ -7,7 +7,7 @@
 //!
 //! A follower holds a position and nothing else. Woken, it reads what lies behind its position from the ring, or from the
 //! store when it has fallen so far behind, and sends it on; what many events did to one VM is one change. It looks at most
-//! every [`PACE`], which turns a burst into few messages for many watchers. Between follower and client a few messages may
+//! every `PACE`, which turns a burst into few messages for many watchers. Between follower and client a few messages may
 //! wait; when the client takes none of them for `watch_patience`, the watch ends with an error that says where to go on.
 
 mod events;
