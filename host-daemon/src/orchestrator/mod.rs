@@ -23,6 +23,7 @@ pub mod settings;
 pub mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use jiff::Timestamp;
 use tokio::task::JoinSet;
@@ -54,6 +55,8 @@ struct Shared {
     started: Timestamp,
     registry: Registry,
     pools: Pools,
+    /// VMs that are kept hot.
+    hot: AtomicUsize,
     leases: Leases,
     operations: Operations,
     /// Every task of the orchestrator, so that a stop can wait for them.
@@ -77,13 +80,14 @@ impl Orchestrator {
         let shared = Arc::new(Shared {
             store,
             hv,
-            settings,
             encoders: Encoders::new(ENCODED_AT_ONCE),
             started: Timestamp::now(),
             registry: Registry::default(),
-            pools: Pools::new(needs_memory),
+            pools: Pools::new(needs_memory, &settings),
+            hot: AtomicUsize::new(0),
             leases: Leases::default(),
             operations: Operations::default(),
+            settings,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });

@@ -1,7 +1,7 @@
 //! What callers may ask, one file per kind of thing. Shapes were checked before; states and rights are checked here.
 
 mod desktops;
-mod host;
+pub(super) mod host;
 mod leases;
 mod pools;
 mod templates;

@@ -29,6 +29,9 @@ fn read(row: &SqliteRow) -> StoreResult<Lease> {
         expires: row.time("expires")?,
         receipt,
         purpose: row.text("purpose")?,
+        priority: i32::try_from(row.int("priority")?).map_err(|_| damaged("priority", "no 32 bits"))?,
+        suspended: row.opt_time("suspended")?,
+        suspend_reason: row.text("suspend_reason")?,
         created: row.time("created")?,
         ended_at: row.opt_time("ended_at")?,
     })
@@ -41,13 +44,15 @@ impl Sqlite {
     /// [`StoreError::Changed`] when the VM is not as the caller thought; [`StoreError::Exists`] when it has a live lease
     /// or the request id is taken.
     pub async fn grant(&self, vm: &Vm, lease: &Lease, request: Option<&RequestId>) -> StoreResult<()> {
+        let receipt = lease.receipt.as_ref().map(|receipt| to_json("receipt", receipt)).transpose()?;
         let mut tx = self.begin().await?;
         vm::update_in(&mut tx, vm).await?;
         let done = sqlx::query(
-            "INSERT INTO leases (id, uid, vm, pool, holder, ended, end_reason, ttl, expires, receipt, purpose, created,
-                ended_at)
-             VALUES (?, ?, ?, ?, ?, NULL, '', ?, ?, NULL, ?, ?, NULL)
-             ON CONFLICT (id) DO UPDATE SET vm = excluded.vm, expires = excluded.expires WHERE ended IS NULL",
+            "INSERT INTO leases (id, uid, vm, pool, holder, ended, end_reason, ttl, expires, receipt, purpose, priority,
+                created, ended_at)
+             VALUES (?, ?, ?, ?, ?, NULL, '', ?, ?, ?, ?, ?, ?, NULL)
+             ON CONFLICT (id) DO UPDATE SET vm = excluded.vm, expires = excluded.expires, receipt = excluded.receipt
+                WHERE ended IS NULL",
         )
         .bind(lease.id.as_str())
         .bind(lease.uid.simple().to_string())
@@ -56,7 +61,9 @@ impl Sqlite {
         .bind(&lease.holder)
         .bind(duration(lease.ttl))
         .bind(micros(lease.expires))
+        .bind(receipt)
         .bind(&lease.purpose)
+        .bind(lease.priority)
         .bind(micros(lease.created))
         .execute(&mut *tx)
         .await
@@ -80,7 +87,7 @@ impl Sqlite {
         }
         let done = sqlx::query(
             "UPDATE leases SET ended = ?, end_reason = ?, ended_at = ?
-             WHERE id = ? AND ended IS NULL AND vm = ? AND expires = ?",
+             WHERE id = ? AND ended IS NULL AND vm = ? AND expires = ? AND suspended IS ?",
         )
         .bind(lease.ended.map(EndedAs::as_str))
         .bind(&lease.end_reason)
@@ -88,6 +95,7 @@ impl Sqlite {
         .bind(lease.id.as_str())
         .bind(lease.vm.as_str())
         .bind(micros(lease.expires))
+        .bind(lease.suspended.map(micros))
         .execute(&mut *tx)
         .await
         .map_err(database("end a lease"))?;
@@ -121,14 +129,15 @@ impl Sqlite {
     /// Moves the end of a lease.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when the lease has ended.
+    /// [`StoreError::Changed`] when the lease has ended, or is preempted.
     pub async fn renew_lease(
         &self,
         id: &LeaseId,
         ttl: std::time::Duration,
         expires: Timestamp,
     ) -> StoreResult<Lease> {
-        sqlx::query("UPDATE leases SET ttl = ?, expires = ? WHERE id = ? AND ended IS NULL RETURNING *")
+        sqlx::query("UPDATE leases SET ttl = ?, expires = ?
+             WHERE id = ? AND ended IS NULL AND suspended IS NULL RETURNING *")
             .bind(duration(ttl))
             .bind(micros(expires))
             .bind(id.as_str())
@@ -184,14 +193,17 @@ impl Sqlite {
     /// [`StoreError::Database`], [`StoreError::Damaged`].
     pub async fn expired_leases(&self, now: Timestamp) -> StoreResult<(Vec<Lease>, Option<Timestamp>)> {
         let rows = sqlx::query(
-            "SELECT * FROM leases WHERE ended IS NULL AND expires <= ? ORDER BY expires LIMIT 100",
+            "SELECT * FROM leases WHERE ended IS NULL AND suspended IS NULL AND expires <= ?
+             ORDER BY expires LIMIT 100",
         )
         .bind(micros(now))
         .fetch_all(&self.readers)
         .await
         .map_err(database("look for expired leases"))?;
         let due: Vec<Lease> = rows.iter().map(read).collect::<StoreResult<_>>()?;
-        let next = sqlx::query("SELECT min(expires) AS next FROM leases WHERE ended IS NULL AND expires > ?")
+        let next = "SELECT min(expires) AS next FROM leases
+             WHERE ended IS NULL AND suspended IS NULL AND expires > ?";
+        let next = sqlx::query(next)
             .bind(micros(now))
             .fetch_one(&self.readers)
             .await

@@ -7,6 +7,7 @@ mod lease;
 mod operation;
 mod pool;
 mod row;
+mod suspend;
 mod template;
 mod vm;
 

@@ -2,7 +2,7 @@
 
 use sqlx::sqlite::SqliteRow;
 
-use super::row::{Columns as _, damaged, duration, int, micros};
+use super::row::{Columns as _, damaged, duration, int, micros, to_json};
 use super::{Sqlite, answer, database, insert};
 use crate::model::ids::PoolId;
 use crate::model::query::{Page, RequestId};
@@ -24,8 +24,10 @@ fn read(row: &SqliteRow) -> StoreResult<Pool> {
             max_per_host: row.unsigned("max_per_host")?,
             default_ttl: row.span("default_ttl")?,
             max_ttl: row.span("max_ttl")?,
+            options: row.json("options")?,
         },
         deleting: row.flag("deleting")?,
+        paused: row.flag("paused")?,
         created: row.time("created")?,
         updated: row.time("updated")?,
         version: row.unsigned("version")?,
@@ -41,8 +43,8 @@ impl Sqlite {
         let mut tx = self.begin().await?;
         sqlx::query(
             "INSERT INTO pools (id, uid, display_name, template, desired, warm, max_per_host, default_ttl, max_ttl,
-                deleting, created, updated, version)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                options, paused, deleting, created, updated, version)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(pool.id.as_str())
         .bind(pool.uid.simple().to_string())
@@ -53,6 +55,8 @@ impl Sqlite {
         .bind(i64::from(pool.spec.max_per_host))
         .bind(duration(pool.spec.default_ttl))
         .bind(duration(pool.spec.max_ttl))
+        .bind(to_json("options", &pool.spec.options)?)
+        .bind(pool.paused)
         .bind(pool.deleting)
         .bind(micros(pool.created))
         .bind(micros(pool.updated))
@@ -67,19 +71,22 @@ impl Sqlite {
     /// Writes a pool's settings; its version must be the next one.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when another version is stored, or none.
+    /// [`StoreError::Changed`] when another version is stored, or none; [`StoreError::Referred`] without its template.
     pub async fn update_pool(&self, pool: &Pool) -> StoreResult<()> {
         let done = sqlx::query(
-            "UPDATE pools SET display_name = ?, desired = ?, warm = ?, max_per_host = ?, default_ttl = ?,
-                max_ttl = ?, deleting = ?, updated = ?, version = ?
+            "UPDATE pools SET display_name = ?, template = ?, desired = ?, warm = ?, max_per_host = ?,
+                default_ttl = ?, max_ttl = ?, options = ?, paused = ?, deleting = ?, updated = ?, version = ?
              WHERE id = ? AND version = ?",
         )
         .bind(&pool.spec.display_name)
+        .bind(pool.spec.template.as_str())
         .bind(i64::from(pool.spec.desired))
         .bind(pool.spec.warm.map(i64::from))
         .bind(i64::from(pool.spec.max_per_host))
         .bind(duration(pool.spec.default_ttl))
         .bind(duration(pool.spec.max_ttl))
+        .bind(to_json("options", &pool.spec.options)?)
+        .bind(pool.paused)
         .bind(pool.deleting)
         .bind(micros(pool.updated))
         .bind(int(pool.version))
@@ -87,7 +94,7 @@ impl Sqlite {
         .bind(int(pool.version.saturating_sub(1)))
         .execute(&self.writer)
         .await
-        .map_err(database("update a pool"))?;
+        .map_err(insert("template"))?;
         if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("pool")) }
     }
 

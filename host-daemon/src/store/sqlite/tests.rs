@@ -3,7 +3,7 @@ use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::{LeaseFilter, Page, VmFilter};
 use crate::model::record::{
-    Availability, Lease, Operation, Outcome, Phase, Pool, PoolSpec, Template, TemplateState, Vm,
+    Availability, Lease, Operation, Outcome, Phase, Pool, PoolOptions, PoolSpec, Template, TemplateState, Vm,
 };
 use crate::model::screen::Size;
 use crate::model::template::{Boot, Network, TemplateSpec};
@@ -70,8 +70,10 @@ fn pool() -> Pool {
             max_per_host: 0,
             default_ttl: Duration::from_secs(600),
             max_ttl: Duration::from_secs(86_400),
+            options: PoolOptions::default(),
         },
         deleting: false,
+        paused: false,
         created: now(),
         updated: now(),
         version: 1,
@@ -92,6 +94,9 @@ fn vm(name: &str, number: u128) -> Vm {
         lease: None,
         pending: None,
         clean: true,
+        uses: 0,
+        hot: false,
+        suspended: false,
         epoch: 0,
         ip_address: String::new(),
         memory_mb: 512,
@@ -118,6 +123,9 @@ fn lease(name: &str, number: u128, vm: &Vm) -> Lease {
         expires: now() + Duration::from_secs(60),
         receipt: None,
         purpose: "test".into(),
+        priority: 3,
+        suspended: None,
+        suspend_reason: String::new(),
         created: now(),
         ended_at: None,
     }

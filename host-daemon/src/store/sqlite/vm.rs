@@ -41,6 +41,9 @@ fn read(row: &SqliteRow) -> StoreResult<Vm> {
         lease: row.opt_parsed("lease")?,
         pending: row.opt_choice("pending", |text| value_of(&PENDINGS, text))?,
         clean: row.flag("clean")?,
+        uses: row.unsigned("uses")?,
+        hot: row.flag("hot")?,
+        suspended: row.flag("suspended")?,
         epoch: row.unsigned("epoch")?,
         ip_address: row.text("ip_address")?,
         memory_mb: row.unsigned("memory_mb")?,
@@ -58,7 +61,8 @@ fn read(row: &SqliteRow) -> StoreResult<Vm> {
 pub(super) async fn update_in(tx: &mut SqliteConnection, vm: &Vm) -> StoreResult<()> {
     let done = sqlx::query(
         "UPDATE vms SET pool = ?, state = ?, state_reason = ?, state_since = ?, availability = ?, lease = ?,
-            pending = ?, clean = ?, epoch = ?, ip_address = ?, last_resumed = ?, updated = ?, version = ?
+            pending = ?, clean = ?, uses = ?, hot = ?, suspended = ?, epoch = ?, ip_address = ?, last_resumed = ?,
+            updated = ?, version = ?
          WHERE id = ? AND version = ?",
     )
     .bind(vm.pool.as_ref().map(PoolId::as_str))
@@ -69,6 +73,9 @@ pub(super) async fn update_in(tx: &mut SqliteConnection, vm: &Vm) -> StoreResult
     .bind(vm.lease.as_ref().map(AsRef::<str>::as_ref))
     .bind(vm.pending.as_ref().map(|pending| text_of(&PENDINGS, pending)))
     .bind(vm.clean)
+    .bind(i64::from(vm.uses))
+    .bind(vm.hot)
+    .bind(vm.suspended)
     .bind(int(vm.epoch))
     .bind(&vm.ip_address)
     .bind(vm.last_resumed.map(micros))
