@@ -82,8 +82,14 @@ pub(super) const KEYS: &[Key] = &[
         "orchestrator.memory_limit_percent",
         "Share of the host's memory that pools may promise to VMs, saved ones included. 0: no limit.",
     ),
-    key("orchestrator.scale_down_after", "How long a pool with an idle floor keeps idle VMs it has too many of."),
-    key("orchestrator.preempt_grace", "How long a lease has its VM before a more important one may preempt it."),
+    key(
+        "orchestrator.scale_down_after",
+        "How long a pool with an idle floor keeps idle VMs it has too many of.",
+    ),
+    key(
+        "orchestrator.preempt_grace",
+        "How long a lease has its VM before a more important one may preempt it.",
+    ),
     key("orchestrator.apply_identity", "Give every clone a hostname, machine id and MAC address of its own."),
     key("store.path", "Database file. Empty: hvkube.db in state_dir."),
     key("store.synchronous", "Commits wait for the disk. Off only for tests."),

@@ -90,7 +90,11 @@ pub fn plan(spec: &PoolSpec, has: PoolHas) -> PoolPlan {
     // Old ones go as far as enough are ready without them, and all of them once new ones took their place.
     let ready_now = has.warm + has.hot + has.outdated;
     let needed = limit.saturating_sub(busy).saturating_sub(options.max_unavailable);
-    let mut retire = if missing == 0 && has.coming == 0 { has.outdated } else { ready_now.saturating_sub(needed).min(has.outdated) };
+    let mut retire = if missing == 0 && has.coming == 0 {
+        has.outdated
+    } else {
+        ready_now.saturating_sub(needed).min(has.outdated)
+    };
     if retire == 0 && create == 0 && has.coming == 0 && has.outdated > 0 {
         // Neither surge nor max_unavailable leaves room: one by one.
         retire = 1;

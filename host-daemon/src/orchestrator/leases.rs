@@ -120,7 +120,8 @@ impl Leases {
             let has = claims.count(&lease.holder, pool);
             if limit > 0 && has >= limit {
                 let place = pool.map_or_else(|| "on this host".to_owned(), |pool| format!("of pool {pool}"));
-                let why = format!("{} holds or waits for {has} leases {place}, {limit} are allowed", lease.holder);
+                let why =
+                    format!("{} holds or waits for {has} leases {place}, {limit} are allowed", lease.holder);
                 return Err(Error::new(Reason::QuotaExceeded, why)
                     .with("pool", &lease.pool)
                     .with("leases", has)
@@ -346,10 +347,8 @@ pub(super) async fn make_ready(shared: &Shared, grant: &Grant<'_>) -> Result<Rec
         };
         tracing::warn!(vm = %grant.handle.id, lease = %grant.lease, why, "falling back");
         let (id, cause) = (grant.lease.clone(), why.clone());
-        let fallen = grant
-            .handle
-            .call(move |vm| Box::pin(async move { vm.fall_back(&id, boot, &cause).await }))
-            .await;
+        let fallen =
+            grant.handle.call(move |vm| Box::pin(async move { vm.fall_back(&id, boot, &cause).await })).await;
         let proven = match fallen {
             Ok(()) => first_proof(grant, limit).await,
             Err(error) => Err(error),

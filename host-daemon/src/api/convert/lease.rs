@@ -38,7 +38,10 @@ pub(crate) fn acquire(
     };
     let labels = super::labels("requirements.labels", &required.labels)?;
     if request.pool.is_empty() && labels.is_empty() && needs == Needs::default() {
-        return Err(Error::field("pool", "is required, in the form pools/{pool}, where no requirements are given"));
+        return Err(Error::field(
+            "pool",
+            "is required, in the form pools/{pool}, where no requirements are given",
+        ));
     }
     Ok(Acquire {
         pool: fields::optional_name("pool", "pools", &request.pool)?,
@@ -202,7 +205,10 @@ mod tests {
             ("pool", v1::AcquireVmRequest::default()),
             ("requirements.template", of(v1::AcquireRequirements { template: "x".into(), ..none.clone() })),
             ("requirements.labels", of(v1::AcquireRequirements { labels: label("", "x"), ..none.clone() })),
-            ("requirements.labels", of(v1::AcquireRequirements { labels: label("x", &long), ..none.clone() })),
+            (
+                "requirements.labels",
+                of(v1::AcquireRequirements { labels: label("x", &long), ..none.clone() }),
+            ),
         ];
         for (field, request) in cases {
             let error = acquire(&Caller::admin(), None, &request).expect_err(field);

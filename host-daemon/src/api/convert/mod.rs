@@ -27,7 +27,10 @@ const LABEL: usize = 63;
 /// Labels, each inside its limits.
 pub(crate) fn labels(field: &str, given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
     if given.len() > LABELS {
-        return Err(Error::field(field, format!("has {} entries, at most {LABELS} are allowed", given.len())));
+        return Err(Error::field(
+            field,
+            format!("has {} entries, at most {LABELS} are allowed", given.len()),
+        ));
     }
     for text in given.iter().flat_map(|(key, value)| [key, value]) {
         fields::required_text(field, text, LABEL)?;

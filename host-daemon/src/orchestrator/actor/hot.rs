@@ -132,7 +132,10 @@ impl Actor {
 /// Proves a hot desktop until it is leased, or no longer hot.
 async fn keep_proven(shared: &Arc<Shared>, handle: &Handle, run: u64) {
     let kept = |row: &Vm| {
-        row.hot && row.availability == Availability::Idle && row.state == VmState::Running && row.pending.is_none()
+        row.hot
+            && row.availability == Availability::Idle
+            && row.state == VmState::Running
+            && row.pending.is_none()
     };
     let ours = || handle.run().is_some_and(|now| now.number == run);
     let mut rows = handle.rows();

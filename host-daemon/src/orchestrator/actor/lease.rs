@@ -115,7 +115,12 @@ impl Actor {
 
     /// The guest of this lease did not answer: back to its clean state and on from there, or a boot of its disk. The
     /// lease must still be there.
-    pub(in crate::orchestrator) async fn fall_back(&mut self, lease: &LeaseId, boot: bool, why: &str) -> Result<()> {
+    pub(in crate::orchestrator) async fn fall_back(
+        &mut self,
+        lease: &LeaseId,
+        boot: bool,
+        why: &str,
+    ) -> Result<()> {
         if self.row.lease.as_ref() != Some(lease) || self.row.suspended {
             return Err(Error::new(Reason::LeaseEnded, format!("lease {lease} has left vm {}", self.row.id))
                 .with("lease", lease));
@@ -123,9 +128,14 @@ impl Actor {
         if !boot {
             return self.reset(why).await;
         }
-        if self.row.state != VmState::Off {
-            self.stop(Stop::Hard, why).await?;
+        // By way of resetting, since its memory, saved or not, is thrown away.
+        self.enter(VmState::Resetting, why).await?;
+        self.link.close().await;
+        if let Err(error) = self.shared.hv.stop(&self.row.id, Stop::Hard).await {
+            return Err(self.failed("boot", error.into()).await);
         }
+        self.set_run(None);
+        self.enter(VmState::Off, why).await?;
         self.start(why, false).await
     }
 

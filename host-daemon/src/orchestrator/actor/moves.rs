@@ -310,7 +310,11 @@ impl Actor {
                     row.state_since = Timestamp::now();
                     let ours = row.pool.is_some() && row.availability == Availability::Idle;
                     // One on its way to being hot may be clean still, one that was hot is not, and neither was used.
-                    let ready = if row.hot { state != VmState::Running && !(row.clean && keeps_clean) } else { row.clean && !keeps_clean };
+                    let ready = if row.hot {
+                        state != VmState::Running && !(row.clean && keeps_clean)
+                    } else {
+                        row.clean && !keeps_clean
+                    };
                     row.hot &= state == VmState::Running;
                     if ready && ours && row.pending.is_none() {
                         // It was ready, or on the way to it, and nobody had it: the pool has to make it ready again.
@@ -334,7 +338,8 @@ impl Actor {
             }
         }
         // Saved at the daemon's stop, or died with the host: its holder expects it running.
-        if self.row.availability == Availability::Leased && self.row.pending.is_none() && !self.row.suspended {
+        if self.row.availability == Availability::Leased && self.row.pending.is_none() && !self.row.suspended
+        {
             match state {
                 VmState::Saved => self.resume(cause).await?,
                 VmState::Off => self.start(cause, false).await?,

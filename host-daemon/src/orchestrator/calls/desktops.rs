@@ -66,7 +66,8 @@ impl Orchestrator {
         if !hot {
             return Ok(());
         }
-        let why = format!("vm {vm} is kept ready for a lease: acquire one from its pool, or save the vm first");
+        let why =
+            format!("vm {vm} is kept ready for a lease: acquire one from its pool, or save the vm first");
         Err(Error::new(Reason::VmReserved, why).with("vm", vm))
     }
 

@@ -14,12 +14,12 @@ use crate::model::lease::{EndedAs, Receipt, ReleasePolicy};
 use crate::model::query::{LeaseFilter, Page};
 use crate::model::queue::{Needs, Wish};
 use crate::model::record::{Lease, Pending, Pool};
+use crate::orchestrator::Orchestrator;
 use crate::orchestrator::actor::preempted;
 use crate::orchestrator::leases::{self, Grant, Unanswered};
 use crate::orchestrator::pools::{self, Turn};
 use crate::orchestrator::request::{Acquire, Caller, Stage};
 use crate::orchestrator::view::{Granted, QueueView};
-use crate::orchestrator::Orchestrator;
 use crate::store::StoreError;
 
 /// VMs of one pool that may fail their checks before an acquire fails with them.
@@ -197,7 +197,9 @@ impl Orchestrator {
     /// What a pool lacks of what is required, if anything.
     async fn lacks(&self, pool: &Pool, request: &Acquire) -> Result<Option<String>> {
         let labels = &pool.spec.options.labels;
-        if let Some((key, value)) = request.labels.iter().find(|(key, value)| labels.get(*key) != Some(*value)) {
+        if let Some((key, value)) =
+            request.labels.iter().find(|(key, value)| labels.get(*key) != Some(*value))
+        {
             return Ok(Some(format!("has no label {key}={value}")));
         }
         if request.needs == Needs::default() {
@@ -208,7 +210,9 @@ impl Orchestrator {
         let mut fits = request.needs.fits(template, gpu);
         // While it changes its template it has VMs of both.
         self.0.registry.each_of(&pool.id, |row| fits |= request.needs.fits(&row.template, row.gpu));
-        Ok((!fits).then(|| format!("makes its vms of template {template}, {} a gpu", if gpu { "with" } else { "without" })))
+        Ok((!fits).then(|| {
+            format!("makes its vms of template {template}, {} a gpu", if gpu { "with" } else { "without" })
+        }))
     }
 
     /// How a caller stands who waits at this stage.

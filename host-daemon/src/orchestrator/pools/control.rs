@@ -126,7 +126,8 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
         let why = format!("{} more wanted, max_per_host is {}", plan.forbidden, pool.spec.max_per_host);
         shortfalls.push(Shortfall::new(ShortfallReason::MaxPerHost, plan.forbidden, why));
     }
-    if pool.spec.options.preemption && shortfalls.iter().all(|one| one.reason == ShortfallReason::MaxPerHost) {
+    if pool.spec.options.preemption && shortfalls.iter().all(|one| one.reason == ShortfallReason::MaxPerHost)
+    {
         let supply = survey.has.coming + made.begun;
         if let Some(saving) = preempt::suspend(shared, state, &pool, supply).await {
             wait = wait.min(saving);
@@ -143,7 +144,8 @@ fn surplus(shared: &Shared, state: &PoolState, pool: &Pool, delete: u32) -> (u32
         *since = None;
         return (delete, None);
     }
-    let left = shared.settings.scale_down_after.saturating_sub(since.get_or_insert_with(Instant::now).elapsed());
+    let left =
+        shared.settings.scale_down_after.saturating_sub(since.get_or_insert_with(Instant::now).elapsed());
     if left.is_zero() { (delete, None) } else { (0, Some(left)) }
 }
 
@@ -173,12 +175,17 @@ fn heat(shared: &Arc<Shared>, state: &Arc<PoolState>, survey: &Survey, plan: &Po
             ticket.used();
             continue;
         };
-        let state = Arc::clone(state);
-        shared.tasks.spawn(async move {
+        let (shared, state) = (Arc::clone(shared), Arc::clone(state));
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
             if let Err(error) = handle.call(|vm| Box::pin(vm.heat())).await {
                 tracing::warn!(vm = %handle.id, error = &error as &dyn std::error::Error, "not made hot");
             }
             ticket.used();
+            if handle.is_proven() {
+                // It was announced while its ticket was under way.
+                shared.pools.vm_changed(&handle.row(), true);
+            }
             drop(place);
             state.wake.notify_one();
         });

@@ -136,6 +136,11 @@ impl Lot {
         self.hot.len() + self.warm.len()
     }
 
+    /// How many of them are hot.
+    pub(super) fn hot(&self) -> usize {
+        self.hot.len()
+    }
+
     /// Whether one of the ready ones will do.
     pub(super) fn has(&self, needs: &Needs) -> bool {
         self.pick(needs).is_some()

@@ -82,13 +82,7 @@ pub(super) async fn create(
 }
 
 /// How many the template's failures allow now.
-fn allowed(
-    shared: &Shared,
-    state: &PoolState,
-    template: &Template,
-    how_many: u32,
-    made: &mut Made,
-) -> u32 {
+fn allowed(shared: &Shared, state: &PoolState, template: &Template, how_many: u32, made: &mut Made) -> u32 {
     let now = shared.pools.now();
     shared.pools.breaker(&template.id, |known| {
         let mut may = how_many;
@@ -101,7 +95,8 @@ fn allowed(
                 }
                 Allows::One => {
                     // The one that is under way will tell.
-                    let under_way = state.places.available_permits() < shared.settings.provision_parallel.max(1);
+                    let under_way =
+                        state.places.available_permits() < shared.settings.provision_parallel.max(1);
                     may = may.min(u32::from(!under_way));
                     breaker.tried(now);
                     Duration::from_secs(1)

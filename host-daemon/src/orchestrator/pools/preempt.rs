@@ -112,7 +112,10 @@ pub(super) async fn suspend(
     let priorities: Vec<i32> = {
         let lot = state.lot();
         let callers = lot.queue.iter().filter(|(.., what)| matches!(what, Waiting::Caller(_)));
-        callers.skip(usize::try_from(supply).unwrap_or(usize::MAX)).map(|(_, wish, _)| wish.priority).collect()
+        callers
+            .skip(usize::try_from(supply).unwrap_or(usize::MAX))
+            .map(|(_, wish, _)| wish.priority)
+            .collect()
     };
     let mut again = None;
     let mut leases = if priorities.is_empty() { Vec::new() } else { held(shared, pool) };

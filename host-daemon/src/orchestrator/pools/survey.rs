@@ -124,10 +124,15 @@ impl Survey {
 pub(in crate::orchestrator) fn status(shared: &Shared, pool: &Pool) -> PoolStatus {
     let state = shared.pools.get(&pool.id);
     let mut survey = Survey::of(shared, pool, state.as_deref());
-    let mut known = match &state {
-        Some(state) => state.lot().shortfalls.clone(),
-        None => Vec::new(),
-    };
+    let mut known = Vec::new();
+    if let Some(state) = &state {
+        let lot = state.lot();
+        known.clone_from(&lot.shortfalls);
+        // One that was just proven, or that somebody is about to get, is on its way.
+        let hot = u32::try_from(lot.hot()).unwrap_or(u32::MAX).min(survey.status.hot);
+        survey.status.in_transition += survey.status.hot - hot;
+        survey.status.hot = hot;
+    }
     let plan = plan(&pool.spec, survey.has);
     // What the controller saw may be over.
     known.retain(|one| !matches!(one.reason, ShortfallReason::InProgress | ShortfallReason::Strayed));

@@ -63,7 +63,8 @@ async fn one_that_fails_its_proof_goes_back_to_clean_and_another_takes_its_place
     let vms = bench.o.vms(&VmFilter::default(), &page).await.expect("vms");
     let vm = vms.iter().find(|view| view.vm.hot).expect("a hot one").vm.id.clone();
     bench.world.exit(&vm, false).await;
-    status_when(&bench.o, "desk", "made good", |status| (status.hot, status.warm, status.error) == (1, 1, 1)).await;
+    status_when(&bench.o, "desk", "made good", |status| (status.hot, status.warm, status.error) == (1, 1, 1))
+        .await;
     bench.check().await;
     // A guest that switches itself off is cleaned, not taken for somebody's.
     let vms = bench.o.vms(&VmFilter::default(), &page).await.expect("vms");
@@ -133,7 +134,8 @@ async fn a_guest_that_is_silent_after_its_resume_is_reset_and_then_booted() {
         let waiting = tokio::spawn(async move { o.acquire(&admin(), wanted(LONG)).await });
         gate.reached().await;
         until("the fallback", async || {
-            let done = if boot { bench.world.count("start") > booted } else { bench.world.count("reset") > 0 };
+            let done =
+                if boot { bench.world.count("start") > booted } else { bench.world.count("reset") > 0 };
             done.then_some(())
         })
         .await;

@@ -130,7 +130,11 @@ fn whatever_of_a_preemption_was_under_way_is_made_good() {
         [("save", When::Before), ("save", When::After), ("resume", When::Before), ("resume", When::After)]
     {
         let runtime = || {
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime")
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .expect("runtime")
         };
         let (dir, world) = (tempfile::tempdir().expect("dir"), World::new(true));
         let first = runtime();
@@ -145,7 +149,8 @@ fn whatever_of_a_preemption_was_under_way_is_made_good() {
             world.soil(&low.vm.vm.id);
             let high = if call == "resume" {
                 let high = o.acquire(&admin(), important(1)).await.expect("granted");
-                until("saved", async || (state(&o, &low.vm.vm.id).await == VmState::Saved).then_some(())).await;
+                until("saved", async || (state(&o, &low.vm.vm.id).await == VmState::Saved).then_some(()))
+                    .await;
                 Some(high)
             } else {
                 None

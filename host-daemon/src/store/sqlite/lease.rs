@@ -136,15 +136,17 @@ impl Sqlite {
         ttl: std::time::Duration,
         expires: Timestamp,
     ) -> StoreResult<Lease> {
-        sqlx::query("UPDATE leases SET ttl = ?, expires = ?
-             WHERE id = ? AND ended IS NULL AND suspended IS NULL RETURNING *")
-            .bind(duration(ttl))
-            .bind(micros(expires))
-            .bind(id.as_str())
-            .fetch_optional(&self.writer)
-            .await
-            .map_err(database("renew a lease"))?
-            .map_or(Err(StoreError::Changed("lease")), |row| read(&row))
+        sqlx::query(
+            "UPDATE leases SET ttl = ?, expires = ?
+             WHERE id = ? AND ended IS NULL AND suspended IS NULL RETURNING *",
+        )
+        .bind(duration(ttl))
+        .bind(micros(expires))
+        .bind(id.as_str())
+        .fetch_optional(&self.writer)
+        .await
+        .map_err(database("renew a lease"))?
+        .map_or(Err(StoreError::Changed("lease")), |row| read(&row))
     }
 
     /// One lease.
