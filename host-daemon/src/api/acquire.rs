@@ -107,3 +107,65 @@ fn place(update: &v1::WatchAcquireResponse) -> Option<v1::watch_acquire_response
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::orchestrator::tests::Busy;
+    use v1::watch_acquire_response::Update;
+
+    fn watching(busy: &Busy) -> ResponseStream<v1::WatchAcquireResponse> {
+        watch(busy.orchestrator(), Caller::admin(), busy.wanted())
+    }
+
+    async fn next(stream: &mut ResponseStream<v1::WatchAcquireResponse>) -> Update {
+        let update = stream.next().await.expect("goes on").expect("no error");
+        update.update.expect("always set")
+    }
+
+    #[tokio::test]
+    async fn it_tells_the_place_then_the_vm_then_the_lease() {
+        let busy = Busy::new().await;
+        let mut first = watching(&busy);
+        let Update::Queued(queued) = next(&mut first).await else { panic!("it waits") };
+        assert_eq!((queued.pool.as_str(), queued.position, queued.waiting), ("pools/desk", 1, 1));
+        assert!(!queued.reason.is_empty());
+        let mut second = watching(&busy);
+        let Update::Queued(queued) = next(&mut second).await else { panic!("it waits") };
+        assert_eq!((queued.position, queued.waiting), (2, 2));
+        // Whoever goes away gives their place to the next.
+        drop(first);
+        loop {
+            let Update::Queued(queued) = next(&mut second).await else { panic!("it waits") };
+            if queued.position == 1 {
+                break;
+            }
+        }
+        busy.release().await;
+        let mut last = None;
+        while let Some(update) = second.next().await {
+            last = update.expect("no error").update;
+        }
+        let Some(Update::Granted(granted)) = last else { panic!("{last:?}") };
+        let lease = granted.lease.expect("a lease");
+        assert_eq!((lease.state(), lease.receipt.is_some()), (v1::LeaseState::Active, true));
+    }
+
+    #[tokio::test]
+    async fn a_watcher_who_goes_away_gives_back_the_place_or_the_vm() {
+        let busy = Busy::new().await;
+        let mut watcher = watching(&busy);
+        next(&mut watcher).await;
+        busy.waiting(1).await;
+        drop(watcher);
+        busy.waiting(0).await;
+        let mut watcher = watching(&busy);
+        next(&mut watcher).await;
+        busy.stall(true);
+        busy.release().await;
+        while !matches!(next(&mut watcher).await, Update::Preparing(_)) {}
+        drop(watcher);
+        busy.stall(false);
+        busy.ready().await;
+    }
+}

@@ -161,4 +161,4 @@ async fn dispatch(shared: Arc<Shared>, mut events: tokio::sync::mpsc::Receiver<E
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,6 @@
 //! The controller of a pool: looks, and does what the plan says.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +43,9 @@ pub(in crate::orchestrator) fn control(shared: &Arc<Shared>, id: PoolId, paused:
         lot: Mutex::new(lot),
         moves: watch::Sender::new(0),
         places: Arc::new(Semaphore::new(shared.settings.provision_parallel.max(1))),
+        heating: Arc::new(Semaphore::new(shared.settings.provision_parallel.max(1))),
+        planned: AtomicU32::new(0),
+        to_heat: AtomicU32::new(0),
         surplus_since: Mutex::default(),
     });
     // What is ready was announced before anybody listened; the first look offers it.
@@ -119,7 +123,7 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
         ticket.used();
     }
     heat(shared, state, &survey, &plan);
-    let made = making::create(shared, state, &pool, &template, plan.create).await?;
+    let made = making::create(shared, state, &pool, &template, plan.create);
     wait = made.again.map_or(wait, |again| wait.min(again));
     let mut shortfalls: Vec<_> = made.shortfall.into_iter().collect();
     if plan.forbidden > 0 {
@@ -168,27 +172,10 @@ fn heat(shared: &Arc<Shared>, state: &Arc<PoolState>, survey: &Survey, plan: &Po
     if !shared.pools.needs_memory {
         return;
     }
-    for _ in 0..plan.heat {
-        let Ok(place) = Arc::clone(&state.places).try_acquire_owned() else { break };
-        let Some(ticket) = Lot::take_out(state, |_, ready| ready == Ready::Warm) else { break };
-        let Ok(handle) = shared.registry.get(&ticket.vm) else {
-            ticket.used();
-            continue;
-        };
-        let (shared, state) = (Arc::clone(shared), Arc::clone(state));
-        let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
-            if let Err(error) = handle.call(|vm| Box::pin(vm.heat())).await {
-                tracing::warn!(vm = %handle.id, error = &error as &dyn std::error::Error, "not made hot");
-            }
-            ticket.used();
-            if handle.is_proven() {
-                // It was announced while its ticket was under way.
-                shared.pools.vm_changed(&handle.row(), true);
-            }
-            drop(place);
-            state.wake.notify_one();
-        });
+    let more = plan.heat.saturating_sub(state.to_heat.load(Ordering::Acquire));
+    if more > 0 {
+        state.to_heat.fetch_add(more, Ordering::Relaxed);
+        shared.tasks.spawn(heat_some(Arc::clone(shared), ToHeat { state: Arc::clone(state), left: more }));
     }
     for vm in survey.hot.iter().rev().take(usize::try_from(plan.cool).unwrap_or(usize::MAX)) {
         let ticket = Lot::take_out(state, |id, _| id == vm);
@@ -201,6 +188,52 @@ fn heat(shared: &Arc<Shared>, state: &Arc<PoolState>, survey: &Survey, plan: &Po
             if let Some(ticket) = ticket {
                 ticket.used();
             }
+        });
+    }
+}
+
+/// VMs that are to be heated; given up when it is dropped.
+struct ToHeat {
+    state: Arc<PoolState>,
+    left: u32,
+}
+
+impl Drop for ToHeat {
+    fn drop(&mut self) {
+        self.state.to_heat.fetch_sub(self.left, Ordering::Relaxed);
+        self.state.wake.notify_one();
+    }
+}
+
+/// Heats VMs one after the other, some at a time. One is only taken out when its turn comes, so that callers find the
+/// others; callers who wait go first.
+async fn heat_some(shared: Arc<Shared>, mut batch: ToHeat) {
+    let state = Arc::clone(&batch.state);
+    while batch.left > 0 {
+        let Ok(place) = Arc::clone(&state.heating).acquire_owned().await else { return };
+        if shared.stopping.is_cancelled() || state.lot().callers() > 0 {
+            return;
+        }
+        let Some(ticket) = Lot::take_out(&state, |_, ready| ready == Ready::Warm) else { return };
+        let Ok(handle) = shared.registry.get(&ticket.vm) else {
+            ticket.used();
+            continue;
+        };
+        batch.left -= 1;
+        // Counted until its row says that it is hot.
+        let one = ToHeat { state: Arc::clone(&state), left: 1 };
+        let shared = Arc::clone(&shared);
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
+            if let Err(error) = handle.call(|vm| Box::pin(vm.heat())).await {
+                tracing::warn!(vm = %handle.id, error = &error as &dyn std::error::Error, "not made hot");
+            }
+            ticket.used();
+            if handle.is_proven() {
+                // It was announced while its ticket was under way.
+                shared.pools.vm_changed(&handle.row(), true);
+            }
+            drop((place, one));
         });
     }
 }

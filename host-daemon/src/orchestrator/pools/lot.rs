@@ -4,7 +4,7 @@
 //! back. The ticket is only an invitation: the VM's actor decides with a transaction who gets it. A preempted lease stands
 //! in the queue like a caller; it wants no VM but the room for its own, so nobody behind it is served before it has it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -50,8 +50,8 @@ pub(super) enum Waiting {
 pub(super) struct Lot {
     hot: BTreeMap<VmId, Facts>,
     warm: BTreeMap<VmId, Facts>,
-    /// VMs whose tickets are under way, few at a time.
-    invited: Vec<VmId>,
+    /// VMs whose tickets are under way.
+    invited: HashSet<VmId>,
     pub(super) queue: Queue<Waiting>,
     pub(super) rate: Rate,
     /// Why anything is missing, as the controller last saw it.
@@ -81,9 +81,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         {
             let mut lot = self.pool.lot();
-            if let Some(at) = lot.invited.iter().position(|vm| *vm == self.vm) {
-                lot.invited.swap_remove(at);
-            }
+            lot.invited.remove(&self.vm);
             if !self.used {
                 lot.put(self.vm.clone(), self.facts.clone());
             }
@@ -102,7 +100,7 @@ impl Lot {
         Self {
             hot: BTreeMap::new(),
             warm: BTreeMap::new(),
-            invited: Vec::new(),
+            invited: HashSet::new(),
             queue,
             rate: Rate::default(),
             shortfalls: Vec::new(),
@@ -175,7 +173,7 @@ impl Lot {
 
     fn invite(&mut self, pool: &Arc<PoolState>, vm: VmId) -> Option<Ticket> {
         let facts = self.hot.remove(&vm).or_else(|| self.warm.remove(&vm))?;
-        self.invited.push(vm.clone());
+        self.invited.insert(vm.clone());
         Some(Ticket { vm, facts, pool: Arc::clone(pool), used: false })
     }
 

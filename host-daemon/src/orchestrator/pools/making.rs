@@ -1,6 +1,7 @@
 //! Making VMs: some at a time, and ever more seldom while their template fails.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -29,21 +30,21 @@ pub(super) struct Made {
 }
 
 /// Begins to make VMs, as many as may be made now.
-pub(super) async fn create(
+pub(super) fn create(
     shared: &Arc<Shared>,
     state: &Arc<PoolState>,
     pool: &Pool,
     template: &Template,
     how_many: u32,
-) -> Result<Made> {
+) -> Made {
     let mut made = Made::default();
     if how_many == 0 {
-        return Ok(made);
+        return made;
     }
     if template.state != TemplateState::Ready {
         let why = format!("template {} is not ready", template.id);
         made.shortfall = Some(Shortfall::new(ShortfallReason::TemplateNotReady, how_many, why));
-        return Ok(made);
+        return made;
     }
     let mut may = allowed(shared, state, template, how_many, &mut made);
     let room = room(shared, template.spec.memory_mb);
@@ -57,12 +58,65 @@ pub(super) async fn create(
         );
         made.shortfall = Some(Shortfall::new(ShortfallReason::HostMemory, how_many - may, why));
     }
-    for _ in 0..may {
-        // Whoever is ready frees a place and wakes the controller.
-        let Ok(place) = Arc::clone(&state.places).try_acquire_owned() else { break };
-        let handle = insert(shared, pool, template).await?;
-        made.begun += 1;
-        let (shared, state, template) = (Arc::clone(shared), Arc::clone(state), template.id.clone());
+    if may > 0 {
+        made.begun = may;
+        let work = make(Arc::clone(shared), pool.clone(), template.clone(), Planned::new(state, may));
+        shared.tasks.spawn(work);
+    }
+    made
+}
+
+/// VMs that are to be made and have no row yet; given up when it is dropped.
+struct Planned {
+    state: Arc<PoolState>,
+    left: u32,
+}
+
+impl Planned {
+    fn new(state: &Arc<PoolState>, left: u32) -> Self {
+        state.planned.fetch_add(left, Ordering::Relaxed);
+        Self { state: Arc::clone(state), left }
+    }
+
+    fn one_is_there(&mut self) {
+        self.left -= 1;
+        self.state.planned.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        self.state.planned.fetch_sub(self.left, Ordering::Relaxed);
+        self.state.wake.notify_one();
+    }
+}
+
+/// Makes VMs one after the other, some at a time. The first failure stops the rest, and so does a pause or the end of the
+/// pool; the controller plans anew then.
+async fn make(shared: Arc<Shared>, pool: Pool, template: Template, mut planned: Planned) {
+    let state = Arc::clone(&planned.state);
+    let failures = |known: &mut super::Breakers| known.making.failures();
+    let before = shared.pools.breaker(&template.id, failures);
+    while planned.left > 0 {
+        let Ok(place) = Arc::clone(&state.places).acquire_owned().await else { return };
+        let open = {
+            let lot = state.lot();
+            !lot.closed && !lot.paused
+        };
+        if !open || shared.stopping.is_cancelled() || shared.pools.breaker(&template.id, failures) > before {
+            return;
+        }
+        let handle = match insert(&shared, &pool, &template).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                tracing::warn!(pool = %pool.id, error = &error as &dyn std::error::Error, "no row for a vm");
+                let now = shared.pools.now();
+                shared.pools.breaker(&template.id, |known| known.making.failed(now, &error.to_string()));
+                return;
+            }
+        };
+        planned.one_is_there();
+        let (shared, state, template) = (Arc::clone(&shared), Arc::clone(&state), template.id.clone());
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
             let done = handle.call(|vm| Box::pin(vm.provision())).await;
@@ -78,7 +132,6 @@ pub(super) async fn create(
             state.wake.notify_one();
         });
     }
-    Ok(made)
 }
 
 /// How many the template's failures allow now.

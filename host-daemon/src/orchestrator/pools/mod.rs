@@ -17,6 +17,7 @@ mod preempt;
 mod survey;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +74,12 @@ pub(super) struct PoolState {
     moves: watch::Sender<u64>,
     /// VMs that may be made at the same time.
     places: Arc<Semaphore>,
+    /// VMs that may be brought to run at the same time.
+    heating: Arc<Semaphore>,
+    /// VMs that are to be made and have no row yet.
+    planned: AtomicU32,
+    /// VMs that are to be brought to run.
+    to_heat: AtomicU32,
     /// Since when there are more idle VMs than a pool that follows demand keeps.
     surplus_since: Mutex<Option<Instant>>,
 }

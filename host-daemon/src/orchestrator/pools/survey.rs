@@ -1,5 +1,7 @@
 //! Counting a pool's VMs, and saying why any are missing.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 
 use super::lot::Facts;
@@ -37,6 +39,8 @@ pub(super) struct Survey {
 impl Survey {
     pub(super) fn of(shared: &Shared, pool: &Pool, state: Option<&PoolState>) -> Self {
         let mut survey = Self::default();
+        // Before the rows are counted: a VM that gets its row meanwhile is counted twice, never not at all.
+        let planned = state.map_or(0, |state| state.planned.load(Ordering::Acquire));
         let now = Timestamp::now();
         shared.registry.each_handle_of(&pool.id, |handle, row| {
             survey.see(shared.pools.needs_memory, pool, row, handle.is_proven(), now);
@@ -45,6 +49,7 @@ impl Survey {
             let lot = state.lot();
             survey.has.waiting = u32::try_from(lot.callers()).unwrap_or(u32::MAX);
             survey.status.waiting = survey.has.waiting;
+            survey.has.coming += planned;
         }
         survey
     }

@@ -23,7 +23,9 @@ impl Bench {
 async fn a_hot_desktop_is_leased_with_a_receipt_that_says_its_age() {
     let bench = hot(3, 1).await;
     let resumed = bench.world.count("resume");
+    let timed = std::time::Instant::now();
     let granted = bench.acquire().await.expect("granted");
+    println!("HOT {:?}", timed.elapsed());
     let receipt = granted.lease.receipt.clone().expect("receipt");
     assert!(!receipt.age.is_zero() && receipt.age <= Duration::from_secs(1), "{receipt:?}");
     assert_eq!(receipt.checks.len(), 6);

@@ -119,6 +119,53 @@ impl Bench {
     }
 }
 
+/// For tests of the layers above: a pool `desk` of one VM that somebody holds.
+pub(crate) struct Busy {
+    bench: Bench,
+    held: Granted,
+}
+
+impl Busy {
+    pub(crate) async fn new() -> Self {
+        let bench = Bench::with_pool(1).await;
+        let held = bench.acquire().await.expect("granted");
+        Self { bench, held }
+    }
+
+    pub(crate) fn orchestrator(&self) -> Orchestrator {
+        self.bench.o.clone()
+    }
+
+    /// A request that has to wait.
+    pub(crate) fn wanted(&self) -> Acquire {
+        wanted(LONG)
+    }
+
+    /// The VM is given back.
+    pub(crate) async fn release(&self) {
+        release(&self.bench.o, &self.held, ReleasePolicy::Reset).await;
+    }
+
+    /// From now on VMs stand still before they are resumed, or go on.
+    pub(crate) fn stall(&self, yes: bool) {
+        if yes {
+            self.bench.world.gate("resume", sim::When::Before);
+        } else {
+            self.bench.world.ungate();
+        }
+    }
+
+    /// Nobody waits and nothing is held: the VM is ready.
+    pub(crate) async fn ready(&self) {
+        status_when(&self.bench.o, "desk", "ready", |status| (status.warm, status.waiting) == (1, 0)).await;
+        self.bench.check().await;
+    }
+
+    pub(crate) async fn waiting(&self, count: u32) {
+        status_when(&self.bench.o, "desk", "waiting", |status| status.waiting == count).await;
+    }
+}
+
 async fn make_template(o: &Orchestrator) {
     let operation = o.create_template(template("linux")).await.expect("template");
     let done = o.wait_operation(&operation.id, LONG).await.expect("operation");
