@@ -76,16 +76,18 @@ async fn with(context: &Context, desktop: &Desktop, command: &[String], signals:
         .spawn()
         .map_err(|err| not_started(program, &err))?;
     tokio::select! {
-        status = child.wait() => status.map(exit_code).map_err(|err| Failure::io("wait for the command", &err)),
-        lost = desktop.lost() => {
-            end(&mut child, Signal::Terminate, signals).await;
-            Err(hvkube_sdk::Error::from(lost).into())
-        }
+        // A signal that ended the command at once must not be taken for a second one, which gives up the release.
+        biased;
         signal = signals.next() => {
             context.note("waiting for the command to end; once more gives up on it");
             end(&mut child, signal, signals).await;
             Err(Failure::Interrupted(signal))
         }
+        lost = desktop.lost() => {
+            end(&mut child, Signal::Terminate, signals).await;
+            Err(hvkube_sdk::Error::from(lost).into())
+        }
+        status = child.wait() => status.map(exit_code).map_err(|err| Failure::io("wait for the command", &err)),
     }
 }
 

@@ -60,7 +60,8 @@ pub(super) fn create(
     }
     if may > 0 {
         made.begun = may;
-        let work = make(Arc::clone(shared), pool.clone(), template.clone(), Planned::new(state, may));
+        let planned = Planned::new(shared, state, may, template.spec.memory_mb);
+        let work = make(Arc::clone(shared), pool.clone(), template.clone(), planned);
         shared.tasks.spawn(work);
     }
     made
@@ -68,25 +69,33 @@ pub(super) fn create(
 
 /// VMs that are to be made and have no row yet; given up when it is dropped.
 struct Planned {
+    shared: Arc<Shared>,
     state: Arc<PoolState>,
     left: u32,
+    memory_mb: u64,
 }
 
 impl Planned {
-    fn new(state: &Arc<PoolState>, left: u32) -> Self {
+    fn new(shared: &Arc<Shared>, state: &Arc<PoolState>, left: u32, memory_mb: u64) -> Self {
         state.planned.fetch_add(left, Ordering::Relaxed);
-        Self { state: Arc::clone(state), left }
+        shared.pools.planned_mb.fetch_add(u64::from(left) * memory_mb, Ordering::Relaxed);
+        Self { shared: Arc::clone(shared), state: Arc::clone(state), left, memory_mb }
     }
 
     fn one_is_there(&mut self) {
-        self.left -= 1;
-        self.state.planned.fetch_sub(1, Ordering::Relaxed);
+        self.give_up(1);
+    }
+
+    fn give_up(&mut self, count: u32) {
+        self.left -= count;
+        self.state.planned.fetch_sub(count, Ordering::Relaxed);
+        self.shared.pools.planned_mb.fetch_sub(u64::from(count) * self.memory_mb, Ordering::Relaxed);
     }
 }
 
 impl Drop for Planned {
     fn drop(&mut self) {
-        self.state.planned.fetch_sub(self.left, Ordering::Relaxed);
+        self.give_up(self.left);
         self.state.wake.notify_one();
     }
 }
@@ -181,7 +190,7 @@ pub(super) fn room(shared: &Shared, size_mb: u64) -> u32 {
     if percent == 0 {
         return u32::MAX;
     }
-    let mut promised = 0;
+    let mut promised = shared.pools.planned_mb.load(Ordering::Relaxed);
     for handle in shared.registry.all() {
         promised += handle.look(|row| match row.state {
             VmState::Off | VmState::Error | VmState::Deleting => 0,

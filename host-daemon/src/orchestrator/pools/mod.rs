@@ -17,7 +17,7 @@ mod preempt;
 mod survey;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub(super) struct Pools {
     all: Mutex<HashMap<PoolId, Arc<PoolState>>>,
     /// Templates that fail, whichever pool uses them.
     breakers: Mutex<HashMap<TemplateId, Breakers>>,
+    /// Memory of VMs that are to be made and have no row yet, in MiB.
+    planned_mb: AtomicU64,
     /// VMs wait saved; on a hypervisor without saving they wait running.
     needs_memory: bool,
     settings: super::Settings,
@@ -144,6 +146,7 @@ impl Pools {
         Self {
             all: Mutex::default(),
             breakers: Mutex::default(),
+            planned_mb: AtomicU64::new(0),
             needs_memory,
             settings: settings.clone(),
             began: Instant::now(),
