@@ -36,6 +36,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Screen and file payloads are handed on without copies.
         .bytes(".hvkube")
+        // Equal messages must have equal bytes: a repeated request is known by them.
+        .btree_map(".hvkube")
         .include_file("all.rs")
         .compile_fds(all)?;
     Ok(())

@@ -188,6 +188,10 @@ fn hint(error: &Error, context: Option<&Context>) -> Option<String> {
                 when.unwrap_or_default()
             )
         }
+        ("QUOTA_EXCEEDED", _) => "give a lease back first, see `hvkube lease list`, or raise the limit: `hvkube pool update POOL --max-leases N`".into(),
+        ("LEASE_PREEMPTED", _) => "somebody more important needed the room; it goes on by itself, see `hvkube lease get LEASE`".into(),
+        ("REQUIREMENTS_UNMET", _) => "see what the pools have: `hvkube pool get POOL`, `hvkube template list`".into(),
+        ("VM_RESERVED", _) => "get a desktop of your own with `hvkube lease acquire POOL`".into(),
         ("TEMPLATE_NOT_READY", _) => "see how far it is: `hvkube template list`, `hvkube operation list`".into(),
         ("TEMPLATE_IN_USE", _) => "delete the pools and VMs made from it first: `hvkube pool list`, `hvkube vm list -o wide`".into(),
         ("POOL_HAS_LEASES" | "VM_LEASED", _) => "wait for its holder, or end the lease with --force".into(),

@@ -4,13 +4,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use hvkube_sdk::ReleasePolicy;
-use hvkube_sdk::v1::{AcquireVmRequest, AcquireVmResponse};
+use hvkube_sdk::v1::watch_acquire_response::Update;
+use hvkube_sdk::{Acquire, Client, ReleasePolicy};
 
 use crate::args::{Format, ListArgs, OutputArgs};
 use crate::commands::lease_run;
-use crate::commands::pool::proto;
-use crate::commands::vm::shown;
 use crate::context::Context;
 use crate::output::{self, human};
 use crate::report::{Failure, Outcome};
@@ -71,7 +69,8 @@ pub(crate) enum Action {
 /// What desktop is wanted.
 #[derive(Debug, Args)]
 pub(crate) struct Wish {
-    /// Pool to take it from
+    /// Pool to take it from; may be left out where a --label, --template or --gpu says what is wanted
+    #[arg(default_value = "", hide_default_value = true)]
     pub(crate) pool: String,
     /// Life of the lease [default: the pool's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
@@ -82,26 +81,97 @@ pub(crate) struct Wish {
     /// Kept with the lease, for people
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) purpose: String,
+    /// -100 to 100; higher ones are served earlier
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        allow_negative_numbers = true
+    )]
+    pub(crate) priority: i32,
+    /// From a pool with this label; repeatable
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = units::variable)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// A VM of this template
+    #[arg(long)]
+    pub(crate) template: Option<String>,
+    /// A VM with a share of a GPU
+    #[arg(long)]
+    pub(crate) gpu: bool,
+}
+
+impl Wish {
+    /// The request for it.
+    pub(crate) fn request(self, client: &Client) -> Acquire {
+        let mut acquire = client.acquire(&self.pool).purpose(self.purpose).priority(self.priority);
+        if let Some(ttl) = self.ttl {
+            acquire = acquire.ttl(ttl);
+        }
+        if let Some(wait) = self.wait {
+            acquire = acquire.wait(wait);
+        }
+        for (key, value) in self.labels {
+            acquire = acquire.label(key, value);
+        }
+        if let Some(template) = self.template {
+            acquire = acquire.template(template);
+        }
+        if self.gpu {
+            acquire = acquire.gpu(true);
+        }
+        acquire
+    }
+
+    /// What is waited for, for people.
+    pub(crate) fn what(&self) -> String {
+        match self.pool.as_str() {
+            "" => "waiting for a desktop".to_owned(),
+            pool => format!("waiting for a desktop of {pool}"),
+        }
+    }
+}
+
+/// How an acquire stands, for people.
+pub(crate) fn standing(update: &Update) -> String {
+    match update {
+        Update::Queued(queued) => {
+            let place = match queued.position {
+                0 => String::new(),
+                position => format!("{position} of {} in the queue", queued.waiting),
+            };
+            let eta = queued.eta.and_then(|eta| Duration::try_from(eta).ok());
+            let eta = eta.map(|eta| format!("in about {}", human::duration(eta))).unwrap_or_default();
+            let parts = [place, eta, queued.reason.clone()];
+            parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+        }
+        Update::Preparing(preparing) => format!("making {} ready", human::short(&preparing.vm)),
+        Update::Granted(_) => String::new(),
+    }
 }
 
 /// What becomes of a VM afterwards.
 #[derive(Clone, Copy, Debug, Args)]
 #[group(multiple = false)]
 pub(crate) struct Fate {
-    /// Keep the VM saved as it is, out of the pool [default: reset it]
+    /// Keep the VM saved as it is, out of the pool [default: as the pool says, which is mostly to reset it]
     #[arg(long)]
     keep: bool,
     /// Delete the VM; the pool makes a new one
     #[arg(long)]
     destroy: bool,
+    /// Put the VM back to clean, whatever the pool says
+    #[arg(long)]
+    reset: bool,
 }
 
 impl Fate {
     pub(crate) fn policy(self) -> ReleasePolicy {
-        match (self.keep, self.destroy) {
-            (true, _) => ReleasePolicy::Keep,
-            (_, true) => ReleasePolicy::Destroy,
-            _ => ReleasePolicy::Reset,
+        match (self.keep, self.destroy, self.reset) {
+            (true, ..) => ReleasePolicy::Keep,
+            (_, true, _) => ReleasePolicy::Destroy,
+            (.., true) => ReleasePolicy::Reset,
+            _ => ReleasePolicy::Unspecified,
         }
     }
 
@@ -109,7 +179,8 @@ impl Fate {
         match self.policy() {
             ReleasePolicy::Keep => "kept",
             ReleasePolicy::Destroy => "deleted",
-            _ => "reset",
+            ReleasePolicy::Reset => "reset",
+            ReleasePolicy::Unspecified => "the pool's again",
         }
     }
 }
@@ -146,20 +217,16 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
 }
 
 async fn acquire(context: &Context, wish: Wish, format: Format) -> Result<(), Failure> {
-    let request = AcquireVmRequest {
-        ttl: wish.ttl.map(|ttl| proto(ttl, "--ttl")).transpose()?,
-        wait: wish.wait.map(|wait| proto(wait, "--wait")).transpose()?,
-        purpose: wish.purpose,
-        pool: wish.pool,
-        request_id: String::new(),
-    };
     let client = context.client().await?;
-    let what = format!("waiting for a desktop of {}", request.pool);
-    let AcquireVmResponse { lease, vm } = shown(context, what, client.acquire_vm(request)).await?;
-    let lease = lease.ok_or(hvkube_sdk::Error::Protocol("an acquire without a lease"))?;
+    let mut progress = context.progress(wish.what());
+    let acquired = wish.request(client).watched(|update| progress.step(&standing(update))).await;
+    drop(progress);
+    let desktop = acquired?;
+    let vm = desktop.vm().clone();
+    // Nobody renews it from here on.
+    let lease = desktop.detach();
     match format {
         Format::Json | Format::Yaml => {
-            let vm = vm.unwrap_or_default();
             let named = [output::Named::new("lease", &lease)?, output::Named::new("vm", &vm)?];
             output::write(&output::together(&named, format == Format::Json)?)?;
         }

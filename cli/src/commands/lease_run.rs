@@ -9,7 +9,7 @@ use clap::Args;
 use hvkube_sdk::Desktop;
 use tokio::process::{Child, Command};
 
-use crate::commands::lease::{Fate, Wish};
+use crate::commands::lease::{Fate, Wish, standing};
 use crate::context::Context;
 use crate::interrupt::{Signal, Signals};
 use crate::output::human;
@@ -40,14 +40,8 @@ pub(crate) async fn run(context: &Context, args: Run) -> Outcome {
         client = context.client() => client?,
         signal = signals.next() => return Err(Failure::Interrupted(signal)),
     };
-    let mut acquire = client.acquire(&args.wish.pool).purpose(args.wish.purpose);
-    if let Some(ttl) = args.wish.ttl {
-        acquire = acquire.ttl(ttl);
-    }
-    if let Some(wait) = args.wish.wait {
-        acquire = acquire.wait(wait);
-    }
-    let progress = context.progress(format!("waiting for a desktop of {}", args.wish.pool));
+    let mut progress = context.progress(args.wish.what());
+    let acquire = args.wish.request(client).watched(|update| progress.step(&standing(update)));
     let desktop = tokio::select! {
         desktop = acquire => desktop?,
         signal = signals.next() => return Err(Failure::Interrupted(signal)),
@@ -82,16 +76,18 @@ async fn with(context: &Context, desktop: &Desktop, command: &[String], signals:
         .spawn()
         .map_err(|err| not_started(program, &err))?;
     tokio::select! {
-        status = child.wait() => status.map(exit_code).map_err(|err| Failure::io("wait for the command", &err)),
-        lost = desktop.lost() => {
-            end(&mut child, Signal::Terminate, signals).await;
-            Err(hvkube_sdk::Error::from(lost).into())
-        }
+        // A signal that ended the command at once must not be taken for a second one, which gives up the release.
+        biased;
         signal = signals.next() => {
             context.note("waiting for the command to end; once more gives up on it");
             end(&mut child, signal, signals).await;
             Err(Failure::Interrupted(signal))
         }
+        lost = desktop.lost() => {
+            end(&mut child, Signal::Terminate, signals).await;
+            Err(hvkube_sdk::Error::from(lost).into())
+        }
+        status = child.wait() => status.map(exit_code).map_err(|err| Failure::io("wait for the command", &err)),
     }
 }
 

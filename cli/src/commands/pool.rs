@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use hvkube_sdk::v1::{Pool, WatchPoolsRequest};
-use hvkube_sdk::{Client, ProtoDuration, qualify};
+use hvkube_sdk::{Client, ProtoDuration, ReleasePolicy, qualify};
 
 use crate::args::{ListArgs, OutputArgs};
 use crate::context::Context;
@@ -34,6 +34,18 @@ pub(crate) enum Action {
     },
     /// Change a pool; what is not given stays
     Update(Update),
+    /// Stop pools: nothing is leased out, made or deleted; leases go on
+    Pause {
+        /// Ids or names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Let paused pools work again
+    Resume {
+        /// Ids or names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// Delete pools and their VMs
     #[command(visible_alias = "rm")]
     Delete {
@@ -70,6 +82,9 @@ pub(crate) struct Create {
 pub(crate) struct Update {
     /// Id or name
     name: String,
+    /// Template that its VMs are made from; a new one rolls out
+    #[arg(long)]
+    template: Option<String>,
     /// How many VMs it has, leased ones included
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     count: Option<u32>,
@@ -99,6 +114,55 @@ struct Settings {
     /// Title for people
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// How many are kept running, leased in milliseconds, on top of --warm [default: 0]
+    #[arg(long, value_name = "N")]
+    hot: Option<u32>,
+    /// Keep so many idle however many are leased, beyond --count
+    #[arg(long, value_name = "N")]
+    idle_floor: Option<u32>,
+    /// Delete idle ones beyond this when demand falls [default: --idle-floor]
+    #[arg(long, value_name = "N")]
+    idle_ceiling: Option<u32>,
+    /// What becomes of a VM whose holder does not say [default: reset]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    on_release: Option<OnRelease>,
+    /// Rebuild a VM after so many leases; 0: never
+    #[arg(long, value_name = "N")]
+    max_uses: Option<u32>,
+    /// Rebuild a VM at this age; 0: never
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    max_age: Option<Duration>,
+    /// How many VMs may be too many while old ones are replaced [default: 1]
+    #[arg(long, value_name = "N")]
+    surge: Option<u32>,
+    /// How many ready VMs may be missing while old ones are replaced [default: 0]
+    #[arg(long, value_name = "N")]
+    max_unavailable: Option<u32>,
+    /// How many leases one token may hold or wait for; 0: no limit
+    #[arg(long, value_name = "N")]
+    max_leases: Option<u32>,
+    /// Let callers of higher priority have VMs of lower ones saved
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    preemption: Option<bool>,
+    /// Label for callers who name no pool; repeatable. An update replaces all of them
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = units::variable)]
+    labels: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnRelease {
+    /// Back to clean
+    Reset,
+    /// Saved as it is, out of the pool
+    Keep,
+    /// Deleted
+    Destroy,
 }
 
 impl Settings {
@@ -125,7 +189,59 @@ impl Settings {
             pool.display_name = title;
             fields.push("display_name");
         }
+        self.options.apply(pool, &mut fields)?;
         Ok(fields)
+    }
+}
+
+impl Options {
+    fn apply(self, pool: &mut Pool, fields: &mut Vec<&'static str>) -> Result<(), Failure> {
+        let mut set = |name, given: bool| {
+            if given {
+                fields.push(name);
+            }
+            given
+        };
+        if set("hot_count", self.hot.is_some()) {
+            pool.hot_count = self.hot.unwrap_or_default();
+        }
+        if set("idle_floor", self.idle_floor.is_some()) {
+            pool.idle_floor = self.idle_floor;
+        }
+        if set("idle_ceiling", self.idle_ceiling.is_some()) {
+            pool.idle_ceiling = self.idle_ceiling;
+        }
+        if set("release_policy", self.on_release.is_some()) {
+            let policy = match self.on_release {
+                Some(OnRelease::Keep) => ReleasePolicy::Keep,
+                Some(OnRelease::Destroy) => ReleasePolicy::Destroy,
+                Some(OnRelease::Reset) | None => ReleasePolicy::Reset,
+            };
+            pool.set_release_policy(policy);
+        }
+        if set("max_uses", self.max_uses.is_some()) {
+            pool.max_uses = self.max_uses.unwrap_or_default();
+        }
+        if set("max_age", self.max_age.is_some()) {
+            let age = self.max_age.filter(|age| !age.is_zero());
+            pool.max_age = age.map(|age| proto(age, "--max-age")).transpose()?;
+        }
+        if set("surge", self.surge.is_some()) {
+            pool.surge = self.surge;
+        }
+        if set("max_unavailable", self.max_unavailable.is_some()) {
+            pool.max_unavailable = self.max_unavailable.unwrap_or_default();
+        }
+        if set("max_leases_per_caller", self.max_leases.is_some()) {
+            pool.max_leases_per_caller = self.max_leases.unwrap_or_default();
+        }
+        if set("preemption", self.preemption.is_some()) {
+            pool.preemption = self.preemption.unwrap_or_default();
+        }
+        if set("labels", !self.labels.is_empty()) {
+            pool.labels = self.labels.into_iter().collect();
+        }
+        Ok(())
     }
 }
 
@@ -155,6 +271,10 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
                 pool.desired_count = count;
                 fields.push("desired_count");
             }
+            if let Some(template) = &args.template {
+                pool.template = qualify("templates", template);
+                fields.push("template");
+            }
             if fields.is_empty() {
                 return Err(Failure::Usage(
                     "nothing to change: give at least one option, like --count".to_owned(),
@@ -175,6 +295,20 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         Action::Get { name, output } => {
             let pool = context.client().await?.get_pool(&name).await?;
             output::one(&pool, context.format(output))?;
+        }
+        Action::Pause { names } => {
+            let client = context.client().await?;
+            for name in names {
+                client.pause_pool(&name).await?;
+                context.note(format_args!("paused pool {name}"));
+            }
+        }
+        Action::Resume { names } => {
+            let client = context.client().await?;
+            for name in names {
+                client.resume_pool(&name).await?;
+                context.note(format_args!("resumed pool {name}"));
+            }
         }
         Action::Delete { names, force } => {
             let client = context.client().await?;
@@ -198,10 +332,14 @@ async fn ready(context: &Context, client: &Client, mut pool: Pool) -> Result<Poo
     let mut bar = context.progress(format!("pool {name}"));
     loop {
         let status = pool.status.clone().unwrap_or_default();
-        let wanted =
-            pool.desired_count.min(pool.warm_count.unwrap_or(u32::MAX).saturating_add(status.leased));
-        let have = status.warm.saturating_add(status.leased).min(wanted);
-        if have == wanted && status.total >= pool.desired_count {
+        let idle = pool.warm_count.map_or(u32::MAX, |warm| warm.saturating_add(pool.hot_count));
+        let wanted = pool
+            .desired_count
+            .min(idle.saturating_add(status.leased))
+            .max(pool.idle_floor.map_or(0, |floor| floor.saturating_add(status.leased)));
+        let have = status.warm.saturating_add(status.hot).saturating_add(status.leased).min(wanted);
+        // Those of an old template are as ready, but not what is waited for.
+        if have == wanted && status.hot >= pool.hot_count.min(wanted) && status.outdated == 0 {
             context.when_interrupted(None);
             return Ok(pool);
         }

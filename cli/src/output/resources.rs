@@ -90,6 +90,7 @@ impl Resource for Pool {
             "TEMPLATE" Table |pool| short(&pool.template);
             "COUNT" Table |pool| format!("{}/{}", pool.status.as_ref().map_or(0, |s| s.total), pool.desired_count);
             "WARM" Table |pool| warm(pool);
+            "HOT" Table |pool| hot(pool);
             "LEASED" Table |pool| pool.status.as_ref().map_or(0, |s| s.leased).to_string();
             "MOVING" Table |pool| some(pool.status.as_ref().map_or(0, |s| s.in_transition));
             "WAITING" Table |pool| some(pool.status.as_ref().map_or(0, |s| s.waiting));
@@ -97,7 +98,20 @@ impl Resource for Pool {
             "BROKEN" Wide |pool| some(pool.status.as_ref().map_or(0, |s| s.error.saturating_add(s.quarantined)));
             "PER HOST" Wide |pool| some(pool.max_per_host);
             "TTL" Wide |pool| proto_duration(pool.default_lease_ttl);
+            "SUSPENDED" Wide |pool| some(pool.status.as_ref().map_or(0, |s| s.suspended));
+            "OLD" Wide |pool| some(pool.status.as_ref().map_or(0, |s| s.outdated));
+            "PAUSED" Wide |pool| yes(pool.paused);
             "REASON" Wide |pool| pool.status.as_ref().map(|s| s.reason.clone()).unwrap_or_default();
+            "MISSING" Detail |pool| pool.status.iter().flat_map(|s| &s.shortfalls).map(|one| one.detail.clone()).collect::<Vec<_>>().join("\n");
+            "IDLE" Detail |pool| idle(pool);
+            "ON RELEASE" Detail |pool| enum_name(pool.release_policy().as_str_name());
+            "MOST USES" Detail |pool| some(pool.max_uses);
+            "OLDEST" Detail |pool| proto_duration(pool.max_age);
+            "SURGE" Detail |pool| pool.surge.map(|surge| surge.to_string()).unwrap_or_default();
+            "MAY BE MISSING" Detail |pool| some(pool.max_unavailable);
+            "LEASES PER TOKEN" Detail |pool| some(pool.max_leases_per_caller);
+            "PREEMPTION" Detail |pool| yes(pool.preemption);
+            "LABELS" Detail |pool| pool.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("\n");
             "LONGEST TTL" Detail |pool| proto_duration(pool.max_lease_ttl);
             "TITLE" Detail |pool| pool.display_name.clone();
             "VMS" Detail |pool| pool.status.iter().flat_map(|s| &s.vms).map(|vm| short(vm)).collect::<Vec<_>>().join("\n");
@@ -112,6 +126,19 @@ fn warm(pool: &Pool) -> String {
     match pool.warm_count {
         Some(wanted) => format!("{warm}/{wanted}"),
         None => warm.to_string(),
+    }
+}
+
+fn hot(pool: &Pool) -> String {
+    let hot = pool.status.as_ref().map_or(0, |status| status.hot);
+    if pool.hot_count == 0 { some(hot) } else { format!("{hot}/{}", pool.hot_count) }
+}
+
+fn idle(pool: &Pool) -> String {
+    match (pool.idle_floor, pool.idle_ceiling) {
+        (None, _) => String::new(),
+        (Some(floor), None) => format!("at least {floor}"),
+        (Some(floor), Some(ceiling)) => format!("{floor} to {ceiling}"),
     }
 }
 
@@ -182,11 +209,14 @@ impl Resource for Lease {
             "POOL" Table |lease| short(&lease.pool);
             "EXPIRES" Table |lease| if lease.state() == LeaseState::Active { until(lease.expire_time.as_ref()) } else { String::new() };
             "AGE" Table |lease| age(lease.create_time.as_ref());
+            "PRIORITY" Wide |lease| if lease.priority == 0 { String::new() } else { lease.priority.to_string() };
             "HOLDER" Wide |lease| lease.holder.clone();
             "TTL" Wide |lease| proto_duration(lease.ttl);
             "READY IN" Wide |lease| proto_duration(lease.receipt.as_ref().and_then(|r| r.total));
             "PURPOSE" Wide |lease| lease.purpose.clone();
             "ENDED BY" Wide |lease| lease.end_reason.clone();
+            "SUSPENDED BY" Detail |lease| lease.suspend_reason.clone();
+            "PROVEN BEFORE" Detail |lease| proto_duration(lease.receipt.as_ref().and_then(|r| r.age));
             "WAITED" Detail |lease| proto_duration(lease.receipt.as_ref().and_then(|r| r.waited));
             "CHECKS" Detail |lease| checks(lease);
             "GRANTED" Detail |lease| time(lease.create_time.as_ref());
@@ -198,6 +228,7 @@ impl Resource for Lease {
     fn tone(&self) -> Tone {
         match self.state() {
             LeaseState::Active => Tone::Good,
+            LeaseState::Suspended => Tone::Busy,
             LeaseState::Expired | LeaseState::VmLost | LeaseState::Revoked => Tone::Bad,
             LeaseState::Released | LeaseState::Unspecified => Tone::Plain,
         }

@@ -3,7 +3,6 @@
 //! The group is killed when the call's stream is dropped, which is what cancellation, the caller's deadline and the end of
 //! the session all come to, and when the request's own time is over.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -147,7 +146,7 @@ pub(crate) fn check(request: &pb::ExecRequest) -> Result<(), Status> {
     if argv.iter().any(|a| a.contains('\0')) || request.cwd.contains('\0') {
         return Err(Status::invalid_argument("argv, cwd: must not contain a zero byte"));
     }
-    let env: &HashMap<String, String> = &request.env;
+    let env = &request.env;
     if env.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_ARG_BYTES {
         return Err(Status::invalid_argument(format!("env: more than {MAX_ARG_BYTES} bytes")));
     }

@@ -40,6 +40,14 @@ impl DesktopService {
         Guard::new(&self.orchestrator, request, &fields::target("target", target)?).await
     }
 
+    /// The same for a call that changes something in the guest.
+    async fn driver<T>(&self, request: &Request<T>, target: &str) -> DomainResult<Guard> {
+        let target = fields::target("target", target)?;
+        let guard = Guard::new(&self.orchestrator, request, &target).await?;
+        self.orchestrator.may_drive(&target)?;
+        Ok(guard)
+    }
+
     fn check_root(&self, guard: &Guard, as_root: bool) -> DomainResult<()> {
         if !as_root || self.allow_root || guard.caller.admin {
             return Ok(());
@@ -58,6 +66,7 @@ impl DesktopService {
         let target = fields::target("header.target", &header.target)?;
         let params = process::write(header)?;
         let mut guard = Guard::new(&self.orchestrator, request, &target).await?;
+        self.orchestrator.may_drive(&target)?;
         self.check_root(&guard, header.as_root)?;
         let session = guard.session()?;
 
@@ -150,7 +159,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
     ) -> Result<Response<v1::SendInputResponse>, Status> {
         let wanted = request.get_ref();
         let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
-        let mut guard = self.guard(&request, &wanted.target).await?;
+        let mut guard = self.driver(&request, &wanted.target).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let call = async { Ok(hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
         let done = guard.hold(call).await?;
@@ -163,7 +172,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let settle = screen::settle(wanted.settle.as_ref())?;
         let options = screen::options(wanted.options.as_ref())?;
         let shape = wanted.options.is_some_and(|options| options.cursor_shape);
-        let mut guard = self.guard(&request, &wanted.target).await?;
+        let mut guard = self.driver(&request, &wanted.target).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let Batch { id, events, frame } = batch;
         let call = async { Ok(hub.act(&id, events, frame, &settle, &options, deadline).await?) };
@@ -192,7 +201,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<Self::ExecStream>, Status> {
         let params = process::exec(request.get_ref().clone())?;
-        let mut guard = self.guard(&request, &request.get_ref().target).await?;
+        let mut guard = self.driver(&request, &request.get_ref().target).await?;
         self.check_root(&guard, params.as_root)?;
         let session = guard.session()?;
         let deadline = guard.deadline(TRANSFER);

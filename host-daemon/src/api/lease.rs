@@ -3,16 +3,19 @@
 use hvkube_proto::v1;
 use tonic::{Request, Response, Status};
 
-use super::convert::{lease, vm};
+use super::convert::lease;
 use super::deadline::Deadline;
+use super::guard::ResponseStream;
 use super::page::Paging;
-use super::{auth, fields};
+use super::{acquire, auth, fields};
 use crate::orchestrator::Orchestrator;
 
 pub(crate) struct LeaseService(pub(crate) Orchestrator);
 
 #[tonic::async_trait]
 impl v1::lease_service_server::LeaseService for LeaseService {
+    type WatchAcquireStream = ResponseStream<v1::WatchAcquireResponse>;
+
     async fn acquire_vm(
         &self,
         request: Request<v1::AcquireVmRequest>,
@@ -21,10 +24,17 @@ impl v1::lease_service_server::LeaseService for LeaseService {
         let deadline = request.extensions().get::<Deadline>().copied();
         let wanted = lease::acquire(&caller, deadline, request.get_ref())?;
         let granted = self.0.acquire(&caller, wanted).await?;
-        Ok(Response::new(v1::AcquireVmResponse {
-            lease: Some(lease::to_proto(&granted.lease)),
-            vm: Some(vm::to_proto(&granted.vm)),
-        }))
+        Ok(Response::new(lease::granted(&granted)))
+    }
+
+    async fn watch_acquire(
+        &self,
+        request: Request<v1::WatchAcquireRequest>,
+    ) -> Result<Response<Self::WatchAcquireStream>, Status> {
+        let caller = auth::of(&request)?;
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let wanted = lease::watch_acquire(&caller, deadline, request.get_ref())?;
+        Ok(Response::new(acquire::watch(self.0.clone(), caller, wanted)))
     }
 
     async fn renew_lease(

@@ -62,4 +62,19 @@ impl v1::pool_service_server::PoolService for PoolService {
         self.0.delete_pool(&caller, &id, request.force, fields::etag(&request.etag)?).await?;
         Ok(Response::new(()))
     }
+
+    async fn pause_pool(&self, request: Request<v1::PausePoolRequest>) -> Result<Response<v1::Pool>, Status> {
+        let request = request.into_inner();
+        let (id, etag) = (fields::name("name", "pools", &request.name)?, fields::etag(&request.etag)?);
+        Ok(Response::new(pool::to_proto(&self.0.pause_pool(&id, etag, true).await?)))
+    }
+
+    async fn resume_pool(
+        &self,
+        request: Request<v1::ResumePoolRequest>,
+    ) -> Result<Response<v1::Pool>, Status> {
+        let request = request.into_inner();
+        let (id, etag) = (fields::name("name", "pools", &request.name)?, fields::etag(&request.etag)?);
+        Ok(Response::new(pool::to_proto(&self.0.pause_pool(&id, etag, false).await?)))
+    }
 }

@@ -215,12 +215,17 @@ fn check(config: &Config, origins: &BTreeMap<String, String>) -> Result<(), Conf
     }
     for (key, duration) in [
         ("orchestrator.boot_timeout", config.orchestrator.boot_timeout),
+        ("orchestrator.answer_timeout", config.orchestrator.answer_timeout),
         ("orchestrator.agent_timeout", config.orchestrator.agent_timeout),
+        ("orchestrator.queue_ageing", config.orchestrator.queue_ageing),
         ("orchestrator.settle_timeout", config.orchestrator.settle_timeout),
     ] {
         if duration.is_zero() {
             return refuse(key, "must be more than 0");
         }
+    }
+    if config.orchestrator.memory_limit_percent > 1000 {
+        return refuse("orchestrator.memory_limit_percent", "must be at most 1000");
     }
     if config.orchestrator.settle_quiet > SettleOptions::MAX_QUIET {
         return refuse("orchestrator.settle_quiet", "must be at most 10s");

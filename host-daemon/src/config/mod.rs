@@ -117,6 +117,9 @@ pub struct Orchestrator {
     /// See [`Settings::boot_timeout`].
     #[serde(with = "duration")]
     pub boot_timeout: Duration,
+    /// See [`Settings::answer_timeout`].
+    #[serde(with = "duration")]
+    pub answer_timeout: Duration,
     /// See [`Settings::agent_timeout`].
     #[serde(with = "duration")]
     pub agent_timeout: Duration,
@@ -139,6 +142,19 @@ pub struct Orchestrator {
     pub keep_events: Duration,
     /// See [`Settings::keep_events_max`].
     pub keep_events_max: u64,
+    /// See [`Settings::queue_ageing`].
+    #[serde(with = "duration")]
+    pub queue_ageing: Duration,
+    /// See [`Settings::max_leases_per_caller`].
+    pub max_leases_per_caller: u32,
+    /// See [`Settings::memory_limit_percent`].
+    pub memory_limit_percent: u32,
+    /// See [`Settings::scale_down_after`].
+    #[serde(with = "duration")]
+    pub scale_down_after: Duration,
+    /// See [`Settings::preempt_grace`].
+    #[serde(with = "duration")]
+    pub preempt_grace: Duration,
     /// See [`Settings::apply_identity`].
     pub apply_identity: bool,
 }
@@ -219,6 +235,7 @@ impl Config {
             orchestrator: Orchestrator {
                 host_id: settings.host_id,
                 boot_timeout: settings.boot_timeout,
+                answer_timeout: settings.answer_timeout,
                 agent_timeout: settings.agent_timeout,
                 settle_quiet: settings.settle_quiet,
                 settle_timeout: settings.settle_timeout,
@@ -227,6 +244,11 @@ impl Config {
                 keep_ended: settings.keep_ended,
                 keep_events: settings.keep_events,
                 keep_events_max: settings.keep_events_max,
+                queue_ageing: settings.queue_ageing,
+                max_leases_per_caller: settings.max_leases_per_caller,
+                memory_limit_percent: settings.memory_limit_percent,
+                scale_down_after: settings.scale_down_after,
+                preempt_grace: settings.preempt_grace,
                 apply_identity: settings.apply_identity,
             },
             store: Store { path: PathBuf::new(), synchronous: true },
@@ -265,6 +287,7 @@ impl Config {
             host_id: from.host_id.clone(),
             data_dir: self.state_dir.clone(),
             boot_timeout: from.boot_timeout,
+            answer_timeout: from.answer_timeout,
             agent_timeout: from.agent_timeout,
             settle_quiet: from.settle_quiet,
             part_time: Settings::default().part_time,
@@ -278,6 +301,12 @@ impl Config {
             watch_patience: Settings::default().watch_patience,
             save_on_shutdown: self.shutdown.save_vms,
             drain_timeout: self.shutdown.moves_timeout,
+            queue_ageing: from.queue_ageing,
+            max_leases_per_caller: from.max_leases_per_caller,
+            memory_limit_percent: from.memory_limit_percent,
+            scale_down_after: from.scale_down_after,
+            preempt_grace: from.preempt_grace,
+            proof_every: Settings::default().proof_every,
             apply_identity: from.apply_identity,
         }
     }

@@ -67,7 +67,11 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("orchestrator.host_id", "Id of this host in the API."),
     key("orchestrator.boot_timeout", "How long a guest may take to boot until its agent answers."),
-    key("orchestrator.agent_timeout", "How long the agent of a resumed guest may take to answer."),
+    key(
+        "orchestrator.answer_timeout",
+        "How long the agent of a resumed guest may take to answer before another VM, or a reset, is tried.",
+    ),
+    key("orchestrator.agent_timeout", "How long it may take after that before the VM has failed."),
     key(
         "orchestrator.settle_quiet",
         "How long a desktop must be quiet before it becomes a template's clean state.",
@@ -83,6 +87,23 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "orchestrator.keep_events_max",
         "Most events that are kept, whatever their age; a million take about 200 MB.",
+    ),
+    key("orchestrator.queue_ageing", "How much waiting in a pool's queue a point of priority is worth."),
+    key(
+        "orchestrator.max_leases_per_caller",
+        "Leases that one token may hold or wait for at once, in all pools. 0: no limit.",
+    ),
+    key(
+        "orchestrator.memory_limit_percent",
+        "Share of the host's memory that pools may promise to VMs, saved ones included. 0: no limit.",
+    ),
+    key(
+        "orchestrator.scale_down_after",
+        "How long a pool with an idle floor keeps idle VMs it has too many of.",
+    ),
+    key(
+        "orchestrator.preempt_grace",
+        "How long a lease has its VM before a more important one may preempt it.",
     ),
     key("orchestrator.apply_identity", "Give every clone a hostname, machine id and MAC address of its own."),
     key("store.path", "Database file. Empty: hvkube.db in state_dir."),

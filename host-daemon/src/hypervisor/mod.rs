@@ -394,6 +394,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Input, without the guest's help; `size` is that of the frame the coordinates refer to.
     async fn input(&self, vm: &VmId, size: Size, events: &[RawInput]) -> HvResult<()>;
 
+    /// Memory that VMs can have in all, in MiB; 0: they take none of the host's, or it is not limited. `None`: what this
+    /// computer has.
+    fn memory_mb(&self) -> Option<u64> {
+        None
+    }
+
     /// Memory that this VM alone occupies, in bytes; 0 while it does not run.
     async fn resident_bytes(&self, vm: &VmId) -> HvResult<u64>;
 

@@ -103,6 +103,12 @@ reasons! {
     MemoryBeyondHost = "MEMORY_BEYOND_HOST", FailedPrecondition;
     /// The lease is over.
     LeaseEnded = "LEASE_ENDED", FailedPrecondition;
+    /// The lease is preempted: its VM is saved until there is room again.
+    LeasePreempted = "LEASE_PREEMPTED", FailedPrecondition;
+    /// The VM is kept ready for a lease; only a lease may use it.
+    VmReserved = "VM_RESERVED", FailedPrecondition;
+    /// No pool, or not the named one, has what is required.
+    RequirementsUnmet = "REQUIREMENTS_UNMET", FailedPrecondition;
     /// The checkpoint is the template's.
     CheckpointReserved = "CHECKPOINT_RESERVED", FailedPrecondition;
     /// The golden disk changed since it was registered.
@@ -127,6 +133,8 @@ reasons! {
     Unauthenticated = "TOKEN_MISSING_OR_UNKNOWN", Unauthenticated;
     /// No VM came free in time.
     PoolExhausted = "POOL_EXHAUSTED", ResourceExhausted;
+    /// The caller holds, or waits for, as many leases as it may.
+    QuotaExceeded = "QUOTA_EXCEEDED", ResourceExhausted;
     /// The encoded picture is larger than asked.
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
     /// No session with the guest's agent.

@@ -52,6 +52,10 @@ kinds! {
     LeaseGranted = "lease_granted";
     /// The desktop of a lease has proven itself ready.
     LeaseReady = "lease_ready";
+    /// A lease was preempted: its VM is saved for a more important one.
+    LeaseSuspended = "lease_suspended";
+    /// A preempted lease goes on.
+    LeaseResumed = "lease_resumed";
     /// The end of a lease was moved.
     LeaseRenewed = "lease_renewed";
     /// A lease ended.
@@ -60,6 +64,10 @@ kinds! {
     PoolCreated = "pool_created";
     /// A pool's settings changed.
     PoolChanged = "pool_changed";
+    /// Nothing is leased from a pool, made or replaced until it is resumed.
+    PoolPaused = "pool_paused";
+    /// A paused pool works again.
+    PoolResumed = "pool_resumed";
     /// A pool is being deleted.
     PoolDeleting = "pool_deleting";
     /// A pool is gone.

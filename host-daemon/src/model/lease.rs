@@ -35,7 +35,8 @@ impl EndedAs {
 }
 
 /// What becomes of a VM when its lease ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ReleasePolicy {
     /// Back to clean, and into the pool.
     Reset,
@@ -58,6 +59,9 @@ pub struct Receipt {
     pub waited: Duration,
     /// VMs that failed and were replaced before this one.
     pub replaced: u32,
+    /// How old the checks were when the VM was granted: a hot VM passes them all the time. Zero: made for this lease.
+    #[serde(default)]
+    pub age: Duration,
 }
 
 /// One check.

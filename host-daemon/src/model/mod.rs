@@ -1,5 +1,6 @@
 //! Domain types, legal state transitions and policies, as pure data and functions: no I/O, no proto, no SQL.
 
+pub mod breaker;
 pub mod error;
 pub mod event;
 pub mod ids;
@@ -9,6 +10,7 @@ pub mod keys;
 pub mod lease;
 pub mod policy;
 pub mod query;
+pub mod queue;
 pub mod record;
 pub mod screen;
 pub mod template;

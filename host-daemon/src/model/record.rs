@@ -1,12 +1,13 @@
 //! What is kept of templates, pools, VMs, leases and operations: one struct per row, with typed columns.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
-use crate::model::lease::{EndedAs, Receipt};
+use crate::model::lease::{EndedAs, Receipt, ReleasePolicy};
 use crate::model::template::{CloneMethod, TemplateSpec};
 use crate::model::vm::VmState;
 
@@ -67,6 +68,8 @@ pub struct Pool {
     pub spec: PoolSpec,
     /// It is being deleted.
     pub deleting: bool,
+    /// Somebody stopped it: nothing is leased out, made or taken away.
+    pub paused: bool,
     /// When it was made.
     pub created: Timestamp,
     /// When it last changed.
@@ -92,6 +95,54 @@ pub struct PoolSpec {
     pub default_ttl: Duration,
     /// Longest life a lease may ask for.
     pub max_ttl: Duration,
+    /// What most pools leave as it is.
+    pub options: PoolOptions,
+}
+
+/// Settings of a pool that most leave as they are.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct PoolOptions {
+    /// VMs kept running and proven ready, besides the warm ones.
+    pub hot: u32,
+    /// So many are kept idle however many are leased: the pool grows beyond `desired`.
+    pub idle_floor: Option<u32>,
+    /// When demand falls, idle ones beyond this go; needs a floor.
+    pub idle_ceiling: Option<u32>,
+    /// What becomes of a VM whose holder does not say.
+    pub release: ReleasePolicy,
+    /// Leases after which a VM is rebuilt; 0: never.
+    pub max_uses: u32,
+    /// Age after which a VM is rebuilt; absent: never.
+    pub max_age: Option<Duration>,
+    /// VMs beyond the wanted number while old ones are replaced.
+    pub surge: u32,
+    /// Ready VMs that may be missing while old ones are replaced.
+    pub max_unavailable: u32,
+    /// Leases that one caller may hold or wait for at once; 0: no limit.
+    pub max_leases_per_caller: u32,
+    /// A more important caller may have a less important one's VM saved.
+    pub preemption: bool,
+    /// For callers who name no pool.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self {
+            hot: 0,
+            idle_floor: None,
+            idle_ceiling: None,
+            release: ReleasePolicy::Reset,
+            max_uses: 0,
+            max_age: None,
+            surge: 1,
+            max_unavailable: 0,
+            max_leases_per_caller: 0,
+            preemption: false,
+            labels: BTreeMap::new(),
+        }
+    }
 }
 
 /// A VM.
@@ -121,6 +172,12 @@ pub struct Vm {
     pub pending: Option<Pending>,
     /// Its memory and disk are the template's: nothing ran in it since.
     pub clean: bool,
+    /// Leases it had.
+    pub uses: u32,
+    /// Its pool keeps it running for the next lease, and nobody used it since it was clean.
+    pub hot: bool,
+    /// Its lease was preempted: it is saved until there is room again.
+    pub suspended: bool,
     /// Number of its last guest session.
     pub epoch: u64,
     /// Address as the agent reports it.
@@ -190,6 +247,12 @@ pub struct Lease {
     pub receipt: Option<Receipt>,
     /// Free text.
     pub purpose: String,
+    /// Higher ones may preempt it.
+    pub priority: i32,
+    /// Since when it is preempted; its life stands still then.
+    pub suspended: Option<Timestamp>,
+    /// Why it is, or last was, preempted.
+    pub suspend_reason: String,
     /// When it was granted.
     pub created: Timestamp,
     /// When it ended.

@@ -1,7 +1,7 @@
 //! Leases: grant, proof of readiness, expiry.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,15 +17,19 @@ use super::asked::asker;
 use crate::guest::{GuestError, Session};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
-use crate::model::ids::LeaseId;
-use crate::model::lease::{Check, CheckKind, EndedAs, Receipt};
+use crate::model::ids::{LeaseId, PoolId};
+use crate::model::lease::{Check, CheckKind, EndedAs, Receipt, ReleasePolicy};
+use crate::model::policy::after_lease;
 use crate::model::query::RequestId;
+use crate::model::queue::{Needs, Wish};
 use crate::model::record::{Lease, Pending};
 use crate::model::vm::VmState;
 use crate::store::StoreError;
 
 /// The expiry task looks at the store at least this often: the clock may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// When a caller who got nothing should ask again, where nothing better is known.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What is known of leases while the daemon runs.
 #[derive(Default)]
@@ -34,29 +38,150 @@ pub(super) struct Leases {
     changed: Notify,
     /// One lock per request id under way, so that a repeat waits for the first.
     requests: Mutex<HashMap<Uuid, Weak<tokio::sync::Mutex<()>>>>,
-    /// Who holds each live lease.
-    holders: Mutex<HashMap<LeaseId, String>>,
+    /// Who holds each live lease, or waits for it.
+    claims: Mutex<Claims>,
     /// Requests and clean-ups under way.
     pub(super) under_way: TaskTracker,
 }
 
+#[derive(Default)]
+struct Claims {
+    all: HashMap<LeaseId, Claim>,
+    /// How many each caller has, by pool and in all.
+    counts: HashMap<(String, Option<PoolId>), u32>,
+}
+
+/// A caller's right to a lease, or the hope of one.
+struct Claim {
+    holder: String,
+    pool: PoolId,
+    priority: i32,
+    granted: bool,
+    /// When its holder got the VM, or got it back; absent: not yet, or it is preempted.
+    handed_over: Option<Instant>,
+}
+
+impl Claims {
+    fn count(&self, holder: &str, pool: Option<&PoolId>) -> u32 {
+        self.counts.get(&(holder.to_owned(), pool.cloned())).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, lease: &Lease) -> &mut Claim {
+        if !self.all.contains_key(&lease.id) {
+            for pool in [Some(lease.pool.clone()), None] {
+                *self.counts.entry((lease.holder.clone(), pool)).or_default() += 1;
+            }
+        }
+        self.all.entry(lease.id.clone()).or_insert_with(|| Claim {
+            holder: lease.holder.clone(),
+            pool: lease.pool.clone(),
+            priority: lease.priority,
+            granted: false,
+            handed_over: None,
+        })
+    }
+
+    fn remove(&mut self, id: &LeaseId) {
+        let Some(claim) = self.all.remove(id) else { return };
+        for pool in [Some(claim.pool.clone()), None] {
+            let key = (claim.holder.clone(), pool);
+            if let Some(count) = self.counts.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+/// A caller who waits counts against their quota; given up when it is dropped before the lease was granted.
+pub(super) struct Asking<'a> {
+    leases: &'a Leases,
+    id: LeaseId,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut claims = self.leases.claims();
+        if claims.all.get(&self.id).is_some_and(|claim| !claim.granted) {
+            claims.remove(&self.id);
+        }
+    }
+}
+
 impl Leases {
-    /// A lease was granted.
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody asks for a lease. Refused when they have `quota` in this pool, or `quota_in_all`; 0: no limit.
+    pub(super) fn ask(&self, lease: &Lease, quota: u32, quota_in_all: u32) -> Result<Asking<'_>> {
+        let mut claims = self.claims();
+        for (limit, pool) in [(quota, Some(&lease.pool)), (quota_in_all, None)] {
+            let has = claims.count(&lease.holder, pool);
+            if limit > 0 && has >= limit {
+                let place = pool.map_or_else(|| "on this host".to_owned(), |pool| format!("of pool {pool}"));
+                let why =
+                    format!("{} holds or waits for {has} leases {place}, {limit} are allowed", lease.holder);
+                return Err(Error::new(Reason::QuotaExceeded, why)
+                    .with("pool", &lease.pool)
+                    .with("leases", has)
+                    .with("limit", limit)
+                    .retry_after(ASK_AGAIN));
+            }
+        }
+        claims.add(lease);
+        Ok(Asking { leases: self, id: lease.id.clone() })
+    }
+
+    /// The same lease under another id, within the quota as before.
+    pub(super) fn ask_again(&self, lease: &Lease) -> Asking<'_> {
+        self.claims().add(lease);
+        Asking { leases: self, id: lease.id.clone() }
+    }
+
+    /// A lease was granted, or found at the start.
     pub(super) fn granted(&self, lease: &Lease) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        holders.insert(lease.id.clone(), lease.holder.clone());
+        let mut claims = self.claims();
+        let claim = claims.add(lease);
+        claim.granted = true;
+        if lease.receipt.is_some() && lease.suspended.is_none() {
+            claim.handed_over = Some(Instant::now());
+        }
+    }
+
+    /// Its holder has the VM: it was proven, or goes on after a preemption.
+    pub(super) fn resumed(&self, id: &LeaseId) {
+        if let Some(claim) = self.claims().all.get_mut(id) {
+            claim.handed_over = Some(Instant::now());
+        }
+        self.changed.notify_one();
     }
 
     /// A lease ended.
     pub(super) fn ended(&self, id: &LeaseId) {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.claims().remove(id);
         self.changed.notify_one();
     }
 
     /// Whether a live lease is held under this name.
     pub(super) fn is_holder(&self, id: &LeaseId, name: &str) -> bool {
-        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        holders.get(id).is_some_and(|holder| holder == name)
+        self.claims().all.get(id).is_some_and(|claim| claim.granted && claim.holder == name)
+    }
+
+    /// Priority of a lease whose holder has the VM, and for how long.
+    pub(super) fn handed_over(&self, id: &LeaseId) -> Option<(i32, Duration)> {
+        let claims = self.claims();
+        let claim = claims.all.get(id)?;
+        Some((claim.priority, claim.handed_over?.elapsed()))
+    }
+
+    /// What a preempted lease waits for.
+    pub(super) fn wish(&self, id: &LeaseId) -> Option<Wish> {
+        let claims = self.claims();
+        let claim = claims.all.get(id)?;
+        Some(Wish { caller: claim.holder.clone(), priority: claim.priority, needs: Needs::default() })
     }
 
     /// A lease has another end.
@@ -188,23 +313,90 @@ pub(super) async fn end(
     }
 }
 
+/// What becomes of a VM that is given back: as asked, else as its pool says.
+pub(super) async fn fate(shared: &Shared, lease: &Lease, asked: Option<ReleasePolicy>) -> Result<Pending> {
+    let pool = shared.store.pool(&lease.pool).await?;
+    let Ok(handle) = shared.registry.get(&lease.vm) else { return Ok(Pending::Reset) };
+    Ok(handle.look(|row| {
+        let age = Timestamp::now().duration_since(row.created).unsigned_abs();
+        after_lease(pool.as_ref(), row, age, asked)
+    }))
+}
+
+/// A VM that was granted, and what it was granted for.
+pub(super) struct Grant<'a> {
+    pub(super) lease: &'a LeaseId,
+    pub(super) pool: &'a PoolId,
+    pub(super) needs: &'a Needs,
+    pub(super) handle: &'a Handle,
+    pub(super) at: Instant,
+    pub(super) waited: Duration,
+    pub(super) replaced: u32,
+}
+
 /// Brings a granted VM to running and proves that its desktop is ready.
-pub(super) async fn make_ready(
-    shared: &Shared,
-    handle: &Handle,
-    granted: Instant,
-    waited: Duration,
-    replaced: u32,
-) -> Result<Receipt> {
+///
+/// A guest that does not answer in the first of two times is given up at once where another VM is ready. Otherwise it goes
+/// back to its clean state and gets a second, longer time; then its disk is booted, where that can be; then it has failed.
+pub(super) async fn make_ready(shared: &Shared, grant: &Grant<'_>) -> Result<Receipt> {
+    let settings = &shared.settings;
+    let mut error = match first_proof(grant, settings.answer_timeout).await {
+        Ok((checks, epoch)) => return Ok(receipt(grant, checks, epoch)),
+        Err(error) => error,
+    };
+    for (boot, limit) in [(false, settings.agent_timeout), (true, settings.boot_timeout)] {
+        let other = shared.pools.outlook(grant.pool, grant.needs).0;
+        let held = grant.handle.look(|row| row.lease.as_ref() == Some(grant.lease) && !row.suspended);
+        if other || !held || shared.stopping.is_cancelled() {
+            return Err(error);
+        }
+        let why = if boot {
+            format!("booted, since after a reset {error}")
+        } else {
+            format!("reset, since after its resume {error}")
+        };
+        tracing::warn!(vm = %grant.handle.id, lease = %grant.lease, why, "falling back");
+        let (id, cause) = (grant.lease.clone(), why.clone());
+        let fallen =
+            grant.handle.call(move |vm| Box::pin(async move { vm.fall_back(&id, boot, &cause).await })).await;
+        let proven = match fallen {
+            Ok(()) => first_proof(grant, limit).await,
+            Err(error) => Err(error),
+        };
+        match proven {
+            Ok((mut checks, epoch)) => {
+                if let Some(running) = checks.first_mut() {
+                    running.detail = format!("{}; {why}", running.detail);
+                }
+                return Ok(receipt(grant, checks, epoch));
+            }
+            Err(again) => error = again,
+        }
+    }
+    Err(error)
+}
+
+async fn first_proof(grant: &Grant<'_>, limit: Duration) -> Result<(Vec<Check>, u64)> {
+    if grant.handle.look(|row| row.state != VmState::Booting) {
+        grant.handle.call(|vm| Box::pin(vm.resume_leased())).await?;
+    }
+    prove(grant.handle, grant.at, Instant::now() + limit).await
+}
+
+fn receipt(grant: &Grant<'_>, checks: Vec<Check>, epoch: u64) -> Receipt {
+    let (waited, replaced) = (grant.waited, grant.replaced);
+    Receipt { checks, total: grant.at.elapsed(), epoch, waited, replaced, age: Duration::ZERO }
+}
+
+/// Proves that the desktop of a running VM is ready: each check, its time counted from `began`, and the session's number.
+pub(super) async fn prove(handle: &Handle, began: Instant, deadline: Instant) -> Result<(Vec<Check>, u64)> {
     let mut checks = Vec::with_capacity(6);
     let mut passed = |kind, detail: String| {
-        checks.push(Check { kind, at: granted.elapsed(), detail });
+        checks.push(Check { kind, at: began.elapsed(), detail });
     };
-    handle.call(|vm| Box::pin(vm.resume_leased())).await?;
     let pid = handle.run().map(|run| format!("process {}", run.pid)).unwrap_or_default();
     passed(CheckKind::Running, pid);
 
-    let deadline = Instant::now() + shared.settings.agent_timeout;
     let session = session(handle, deadline).await?;
     let attached = session.attached();
     passed(CheckKind::AgentSession, format!("{} {}", attached.os, attached.agent_version).trim().to_owned());
@@ -235,7 +427,7 @@ pub(super) async fn make_ready(
         Err(_) => handle.hub.refresh(deadline).await.map_err(Error::from)?,
     };
     passed(CheckKind::Frame, format!("{}x{}", size.width, size.height));
-    Ok(Receipt { checks, total: granted.elapsed(), epoch: session.epoch(), waited, replaced })
+    Ok((checks, session.epoch()))
 }
 
 async fn finished<T>(
@@ -261,7 +453,7 @@ async fn session(handle: &Handle, deadline: Instant) -> Result<Session> {
     };
     let died = async {
         // The row's sender goes with the actor, which is a death too.
-        let _ = rows.wait_for(|row| row.state != VmState::Running).await;
+        let _ = rows.wait_for(|row| !matches!(row.state, VmState::Running | VmState::Booting)).await;
     };
     let waited = timeout_at(deadline, async {
         tokio::select! {
@@ -302,8 +494,12 @@ pub(super) async fn expire(shared: Arc<Shared>) {
                     let (shared, ending) = (Arc::clone(&shared), Arc::clone(&ending));
                     shared.leases.under_way.clone().spawn(async move {
                         let why = format!("not renewed within {} s", lease.ttl.as_secs());
-                        let done =
-                            end(&shared, &lease.id, EndedAs::Expired, &why, Some(Pending::Reset)).await;
+                        let pending = match fate(&shared, &lease, None).await {
+                            // Nobody would look for what an absent holder left.
+                            Ok(Pending::Save) | Err(_) => Pending::Reset,
+                            Ok(pending) => pending,
+                        };
+                        let done = end(&shared, &lease.id, EndedAs::Expired, &why, Some(pending)).await;
                         if let Err(error) = done {
                             let error = &error as &dyn std::error::Error;
                             tracing::warn!(lease = %lease.id, error, "expired lease not ended");

@@ -25,6 +25,7 @@ pub mod view;
 pub mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use jiff::Timestamp;
 use tokio::task::JoinSet;
@@ -59,6 +60,8 @@ struct Shared {
     registry: Registry,
     watches: watch::Watches,
     pools: Pools,
+    /// VMs that are kept hot.
+    hot: AtomicUsize,
     leases: Leases,
     operations: Operations,
     importing: Imports,
@@ -83,15 +86,16 @@ impl Orchestrator {
         let shared = Arc::new(Shared {
             store,
             hv,
-            settings,
             encoders: Encoders::new(ENCODED_AT_ONCE),
             started: Timestamp::now(),
             registry: Registry::default(),
             watches: watch::Watches::default(),
-            pools: Pools::new(needs_memory),
+            pools: Pools::new(needs_memory, &settings),
+            hot: AtomicUsize::new(0),
             leases: Leases::default(),
             operations: Operations::default(),
             importing: Imports::default(),
+            settings,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
@@ -166,4 +170,4 @@ async fn dispatch(shared: Arc<Shared>, mut events: tokio::sync::mpsc::Receiver<E
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -85,7 +85,7 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Result<()> {
         let Some(last) = rows.last() else { break };
         page.after = last.id.to_string();
         for pool in rows {
-            pools::control(shared, pool.id);
+            pools::control(shared, pool.id, pool.paused);
         }
     }
     Ok(())

@@ -30,14 +30,19 @@ impl Registry {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Looks at every VM of a pool.
-    pub(super) fn each_of(&self, pool: &PoolId, mut f: impl FnMut(&Vm)) {
+    /// Looks at every VM of a pool, and the way to it.
+    pub(super) fn each_handle_of(&self, pool: &PoolId, mut f: impl FnMut(&Handle, &Vm)) {
         for handle in self.0.read().unwrap_or_else(PoisonError::into_inner).values() {
             handle.look(|row| {
                 if row.pool.as_ref() == Some(pool) {
-                    f(row);
+                    f(handle, row);
                 }
             });
         }
+    }
+
+    /// Looks at every VM of a pool.
+    pub(super) fn each_of(&self, pool: &PoolId, mut f: impl FnMut(&Vm)) {
+        self.each_handle_of(pool, |_, row| f(row));
     }
 }

@@ -1,11 +1,14 @@
 //! What callers ask of the orchestrator; shapes are checked before they get here, states are not.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use crate::model::query::{LeaseFilter, Page, RequestId, VmFilter};
 
 use crate::model::ids::{CheckpointId, LeaseId, PoolId, TemplateId, VmId};
-use crate::model::record::PoolSpec;
+use crate::model::lease::ReleasePolicy;
+use crate::model::queue::{Needs, Place};
+use crate::model::record::{PoolOptions, PoolSpec};
 use crate::model::template::TemplateSpec;
 
 /// Who calls.
@@ -68,13 +71,73 @@ pub struct UpdatePool {
     pub default_ttl: Option<Duration>,
     /// Longest life a lease may ask for.
     pub max_ttl: Option<Duration>,
+    /// Template of its VMs.
+    pub template: Option<TemplateId>,
+    /// See [`PoolOptions::hot`].
+    pub hot: Option<u32>,
+    /// See [`PoolOptions::idle_floor`].
+    pub idle_floor: Option<Option<u32>>,
+    /// See [`PoolOptions::idle_ceiling`].
+    pub idle_ceiling: Option<Option<u32>>,
+    /// See [`PoolOptions::release`].
+    pub release: Option<ReleasePolicy>,
+    /// See [`PoolOptions::max_uses`].
+    pub max_uses: Option<u32>,
+    /// See [`PoolOptions::max_age`].
+    pub max_age: Option<Option<Duration>>,
+    /// See [`PoolOptions::surge`].
+    pub surge: Option<u32>,
+    /// See [`PoolOptions::max_unavailable`].
+    pub max_unavailable: Option<u32>,
+    /// See [`PoolOptions::max_leases_per_caller`].
+    pub max_leases_per_caller: Option<u32>,
+    /// See [`PoolOptions::preemption`].
+    pub preemption: Option<bool>,
+    /// See [`PoolOptions::labels`].
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+impl UpdatePool {
+    /// Changes what is to be changed.
+    pub(super) fn apply(self, spec: &mut PoolSpec) {
+        fn set<T>(to: &mut T, from: Option<T>) {
+            if let Some(value) = from {
+                *to = value;
+            }
+        }
+        set(&mut spec.display_name, self.display_name);
+        set(&mut spec.template, self.template);
+        set(&mut spec.desired, self.desired);
+        set(&mut spec.warm, self.warm);
+        set(&mut spec.max_per_host, self.max_per_host);
+        set(&mut spec.default_ttl, self.default_ttl);
+        set(&mut spec.max_ttl, self.max_ttl);
+        let options: &mut PoolOptions = &mut spec.options;
+        set(&mut options.hot, self.hot);
+        set(&mut options.idle_floor, self.idle_floor);
+        set(&mut options.idle_ceiling, self.idle_ceiling);
+        set(&mut options.release, self.release);
+        set(&mut options.max_uses, self.max_uses);
+        set(&mut options.max_age, self.max_age);
+        set(&mut options.surge, self.surge);
+        set(&mut options.max_unavailable, self.max_unavailable);
+        set(&mut options.max_leases_per_caller, self.max_leases_per_caller);
+        set(&mut options.preemption, self.preemption);
+        set(&mut options.labels, self.labels);
+    }
 }
 
 /// A desktop wanted.
 #[derive(Debug, Clone)]
 pub struct Acquire {
-    /// From this pool.
-    pub pool: PoolId,
+    /// From this pool; absent: from one that has what is required.
+    pub pool: Option<PoolId>,
+    /// Higher ones are served earlier.
+    pub priority: i32,
+    /// What the VM must be.
+    pub needs: Needs,
+    /// What its pool must have.
+    pub labels: BTreeMap<String, String>,
     /// Life of the lease; absent: the pool's default.
     pub ttl: Option<Duration>,
     /// How long to wait for a VM.
@@ -83,6 +146,25 @@ pub struct Acquire {
     pub purpose: String,
     /// For a safe repeat.
     pub request: Option<RequestId>,
+}
+
+/// How an acquire stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// It is being looked at.
+    Asked,
+    /// It waits.
+    Queued {
+        /// For this pool.
+        pool: PoolId,
+        /// At this place.
+        place: Place,
+    },
+    /// It has a VM that is made ready.
+    Preparing {
+        /// This one.
+        vm: VmId,
+    },
 }
 
 /// A VM to fork off another.

@@ -13,7 +13,10 @@ pub struct Settings {
     /// How long a golden image may take to boot until its agent answers. Software emulation takes 20 to 40 s, a first
     /// Windows boot longer.
     pub boot_timeout: Duration,
-    /// How long a resumed guest's agent may take to answer before the VM counts as failed; usually 60 ms.
+    /// How long a resumed guest's agent may take to answer before something else is tried: another VM if one is ready,
+    /// else its clean state again. Usually it takes 60 ms.
+    pub answer_timeout: Duration,
+    /// How long it may take after that before the VM counts as failed.
     pub agent_timeout: Duration,
     /// How long a desktop must be quiet before it becomes a template's clean state. What the guest still has to do then,
     /// every VM of the template does again when it is resumed; services start and end for seconds after a boot.
@@ -40,6 +43,19 @@ pub struct Settings {
     pub save_on_shutdown: bool,
     /// How long moves under way get to finish when the daemon stops.
     pub drain_timeout: Duration,
+    /// How much waiting a point of priority is worth in a queue.
+    pub queue_ageing: Duration,
+    /// Leases that one caller may hold or wait for at once, in all pools; 0: no limit.
+    pub max_leases_per_caller: u32,
+    /// Share of the host's memory that may be promised to VMs, in percent; 0: no limit. Saved ones count with what they
+    /// will need when they run.
+    pub memory_limit_percent: u32,
+    /// How long a pool that follows demand keeps idle VMs it has too many of: demand may come back.
+    pub scale_down_after: Duration,
+    /// How long a lease has its VM before a more important one may preempt it.
+    pub preempt_grace: Duration,
+    /// How often a hot VM is proven; more seldom where there are hundreds of them.
+    pub proof_every: Duration,
     /// Apply a fork's own hostname, machine id and MAC address in the guest.
     pub apply_identity: bool,
 }
@@ -50,6 +66,7 @@ impl Default for Settings {
             host_id: "local".into(),
             data_dir: PathBuf::from("."),
             boot_timeout: Duration::from_secs(180),
+            answer_timeout: Duration::from_secs(10),
             agent_timeout: Duration::from_secs(30),
             settle_quiet: Duration::from_secs(5),
             part_time: Duration::from_secs(1),
@@ -63,6 +80,12 @@ impl Default for Settings {
             watch_patience: Duration::from_secs(30),
             save_on_shutdown: true,
             drain_timeout: Duration::from_secs(30),
+            queue_ageing: Duration::from_secs(30),
+            max_leases_per_caller: 0,
+            memory_limit_percent: 80,
+            scale_down_after: Duration::from_secs(60),
+            preempt_grace: Duration::from_secs(10),
+            proof_every: Duration::from_millis(400),
             apply_identity: true,
         }
     }

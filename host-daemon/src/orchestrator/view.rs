@@ -1,9 +1,11 @@
 //! What the orchestrator answers: rows, with what is only known while the daemon runs.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::hypervisor::{BackendFacts, Capabilities, VmFiles};
-use crate::model::ids::VmId;
+use crate::model::ids::{PoolId, VmId};
 use crate::model::record::{Lease, Pool, Vm};
 
 /// A VM as it is now.
@@ -58,7 +60,7 @@ pub struct PoolView {
 pub struct PoolStatus {
     /// VMs that exist.
     pub total: u32,
-    /// Saved, clean and free.
+    /// Saved, clean and free; running, where nothing can be saved.
     pub warm: u32,
     /// Leased.
     pub leased: u32,
@@ -70,10 +72,71 @@ pub struct PoolStatus {
     pub error: u32,
     /// Callers waiting.
     pub waiting: u32,
-    /// Why there are fewer than desired; empty when there are not.
+    /// Why there are fewer than wanted; empty when there are not.
     pub reason: String,
     /// VMs by id, 100 at most.
     pub vms: Vec<VmId>,
+    /// Running, proven and free.
+    pub hot: u32,
+    /// Held by preempted leases.
+    pub suspended: u32,
+    /// To be replaced; counted elsewhere too.
+    pub outdated: u32,
+    /// Free but not ready: somebody uses them by name.
+    pub strayed: u32,
+    /// Why anything is missing, the most telling first.
+    pub shortfalls: Vec<Shortfall>,
+}
+
+/// A reason why a pool has not what it wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortfall {
+    /// Which.
+    pub reason: ShortfallReason,
+    /// VMs that are missing for it; 0 where that can't be told.
+    pub count: u32,
+    /// For people.
+    pub detail: String,
+}
+
+impl Shortfall {
+    pub(super) fn new(reason: ShortfallReason, count: u32, detail: impl Into<String>) -> Self {
+        Self { reason, count, detail: detail.into() }
+    }
+}
+
+/// Why VMs are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ShortfallReason {
+    /// The pool is paused.
+    Paused,
+    /// The template is not ready.
+    TemplateNotReady,
+    /// Making VMs failed, or they did not become ready.
+    TemplateFails,
+    /// The pool's limit per host.
+    MaxPerHost,
+    /// The host's memory is promised away.
+    HostMemory,
+    /// They are on their way.
+    InProgress,
+    /// Somebody uses free VMs by name.
+    Strayed,
+}
+
+/// How a caller who waits stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueView {
+    /// Pool whose queue it is; absent: none yet.
+    pub pool: Option<PoolId>,
+    /// Place, from 1; 0: not known.
+    pub position: u32,
+    /// Those who wait in all.
+    pub waiting: u32,
+    /// When a VM is likely to be free.
+    pub eta: Option<Duration>,
+    /// Why there is none.
+    pub reason: String,
 }
 
 /// A lease that was just granted, and its VM.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::stream::Stream;
+use futures_util::stream::{Stream, StreamExt as _};
 
 use crate::client::{Client, call, fresh_id};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::names::qualify;
 use crate::paging::pages;
 use crate::v1::{
     AcquireVmRequest, AcquireVmResponse, GetLeaseRequest, Lease, ListLeasesRequest, ReleasePolicy,
-    ReleaseVmRequest, RenewLeaseRequest,
+    ReleaseVmRequest, RenewLeaseRequest, WatchAcquireRequest, WatchAcquireResponse,
 };
 
 /// What the daemon waits when it is not told.
@@ -18,29 +18,62 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 /// Bringing a VM up and proving it ready may go on after the wait in the queue is over.
 const READY_WAIT: Duration = Duration::from_secs(120);
 
+/// A request with full names, a wait and an id, and the wait.
+fn complete(request: AcquireVmRequest) -> (AcquireVmRequest, Duration) {
+    let wait = request.wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or(DEFAULT_WAIT);
+    let mut request = request;
+    if !request.pool.is_empty() {
+        request.pool = qualify("pools", &request.pool);
+    }
+    if let Some(required) = &mut request.requirements
+        && !required.template.is_empty()
+    {
+        required.template = qualify("templates", &required.template);
+    }
+    if request.wait.is_none() {
+        // Else the daemon would take the call's deadline, which has room for bringing the VM up, for the wait.
+        request.wait = DEFAULT_WAIT.try_into().ok();
+    }
+    if request.request_id.is_empty() {
+        request.request_id = fresh_id();
+    }
+    (request, wait)
+}
+
 impl Client {
     /// Gets a lease that nobody renews: it ends by itself after its TTL. An empty `request_id` is filled in, so that a
     /// retry cannot make a second lease.
     ///
     /// # Errors
-    /// `NOT_FOUND` for the pool; `RESOURCE_EXHAUSTED` (`POOL_EXHAUSTED`); `INVALID_ARGUMENT`.
+    /// `NOT_FOUND` for the pool; `RESOURCE_EXHAUSTED` (`POOL_EXHAUSTED`, `QUOTA_EXCEEDED`); `FAILED_PRECONDITION`
+    /// (`REQUIREMENTS_UNMET`); `INVALID_ARGUMENT`.
     pub async fn acquire_vm(&self, request: AcquireVmRequest) -> Result<AcquireVmResponse> {
-        let wait = request.wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or(DEFAULT_WAIT);
-        let mut request = AcquireVmRequest { pool: qualify("pools", &request.pool), ..request };
-        if request.wait.is_none() {
-            // Else the daemon would take the call's deadline, which has room for bringing the VM up, for the wait.
-            request.wait = DEFAULT_WAIT.try_into().ok();
-        }
-        if request.request_id.is_empty() {
-            request.request_id = fresh_id();
-        }
+        let (request, wait) = complete(request);
         call!(self, Repeatable, self.after(wait.saturating_add(READY_WAIT)), leases.acquire_vm(request))
+    }
+
+    /// As [`Client::acquire_vm`], giving meanwhile how it stands: the place in the queue with the expected time and the
+    /// reason, that a VM is made ready, then the lease, which is the last item. Dropping the stream gives the place, or
+    /// the VM, back. Not retried: the same `request_id` again gets the same lease.
+    ///
+    /// # Errors
+    /// As [`Client::acquire_vm`], here or as the stream's last item.
+    pub async fn watch_acquire(
+        &self,
+        request: AcquireVmRequest,
+    ) -> Result<impl Stream<Item = Result<WatchAcquireResponse>> + use<>> {
+        let (request, wait) = complete(request);
+        let mut request = tonic::Request::new(WatchAcquireRequest { acquire: Some(request) });
+        request.set_timeout(self.after(wait.saturating_add(READY_WAIT)));
+        let answer = self.leases().watch_acquire(request).await.map_err(|status| self.error(status))?;
+        let client = self.clone();
+        Ok(answer.into_inner().map(move |item| item.map_err(|status| client.error(status))))
     }
 
     /// Moves a lease's end to `ttl` from now (`None`: its own TTL).
     ///
     /// # Errors
-    /// `NOT_FOUND`; `FAILED_PRECONDITION` (`LEASE_ENDED`); `PERMISSION_DENIED` (`LEASE_NOT_YOURS`).
+    /// `NOT_FOUND`; `FAILED_PRECONDITION` (`LEASE_ENDED`, `LEASE_PREEMPTED`); `PERMISSION_DENIED` (`LEASE_NOT_YOURS`).
     pub async fn renew_lease(&self, name: &str, ttl: Option<Duration>) -> Result<Lease> {
         let ttl = ttl.and_then(|ttl| ttl.try_into().ok());
         let request = RenewLeaseRequest { name: qualify("leases", name), ttl };

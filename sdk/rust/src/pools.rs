@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::names::qualify;
 use crate::paging::pages;
 use crate::v1::{
-    CreatePoolRequest, DeletePoolRequest, GetPoolRequest, ListPoolsRequest, Pool, UpdatePoolRequest,
+    CreatePoolRequest, DeletePoolRequest, GetPoolRequest, ListPoolsRequest, PausePoolRequest, Pool,
+    ResumePoolRequest, UpdatePoolRequest,
 };
 
 impl Client {
@@ -53,6 +54,24 @@ impl Client {
         let mask = FieldMask { paths: fields.iter().map(|field| (*field).to_owned()).collect() };
         let request = UpdatePoolRequest { pool: Some(pool), update_mask: Some(mask) };
         call!(self, Repeatable, self.quick(), pools.update_pool(request))
+    }
+
+    /// Stops a pool: nothing is leased out, made or deleted until [`Client::resume_pool`].
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub async fn pause_pool(&self, name: &str) -> Result<Pool> {
+        let request = PausePoolRequest { name: qualify("pools", name), etag: String::new() };
+        call!(self, Repeatable, self.quick(), pools.pause_pool(request))
+    }
+
+    /// Lets a paused pool work again.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub async fn resume_pool(&self, name: &str) -> Result<Pool> {
+        let request = ResumePoolRequest { name: qualify("pools", name), etag: String::new() };
+        call!(self, Repeatable, self.quick(), pools.resume_pool(request))
     }
 
     /// Deletes a pool and its VMs; `force` ends leases on them too.

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use hvkube_proto::v1;
 
-use super::{duration, timestamp};
+use super::{duration, timestamp, vm};
 use crate::api::deadline::Deadline;
 use crate::api::fields;
-use crate::model::error::Result;
+use crate::model::error::{Error, Reason, Result};
 use crate::model::ids::LeaseId;
 use crate::model::lease::{Check, CheckKind, EndedAs, Receipt, ReleasePolicy};
+use crate::model::queue::{Needs, PRIORITIES};
 use crate::model::record::Lease;
-use crate::orchestrator::request::{Acquire, Caller, LeaseFilter};
+use crate::orchestrator::Orchestrator;
+use crate::orchestrator::request::{Acquire, Caller, LeaseFilter, Stage};
+use crate::orchestrator::view::Granted;
 
 const TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
@@ -28,8 +31,23 @@ pub(crate) fn acquire(
     let wait = fields::duration("wait", request.wait, Duration::ZERO..=MAX_WAIT)?;
     let until_deadline =
         || deadline.map(|deadline| deadline.left().saturating_sub(ANSWER_TIME).min(MAX_WAIT));
+    let required = request.requirements.clone().unwrap_or_default();
+    let needs = Needs {
+        gpu: required.gpu,
+        template: fields::optional_name("requirements.template", "templates", &required.template)?,
+    };
+    let labels = super::labels("requirements.labels", &required.labels)?;
+    if request.pool.is_empty() && labels.is_empty() && needs == Needs::default() {
+        return Err(Error::field(
+            "pool",
+            "is required, in the form pools/{pool}, where no requirements are given",
+        ));
+    }
     Ok(Acquire {
-        pool: fields::name("pool", "pools", &request.pool)?,
+        pool: fields::optional_name("pool", "pools", &request.pool)?,
+        priority: fields::range("priority", request.priority, PRIORITIES)?,
+        needs,
+        labels,
         ttl: fields::duration("ttl", request.ttl, TTL)?,
         wait: wait.or_else(until_deadline).unwrap_or(DEFAULT_WAIT),
         purpose: fields::text("purpose", &request.purpose, fields::DESCRIPTION)?.to_owned(),
@@ -37,18 +55,64 @@ pub(crate) fn acquire(
     })
 }
 
+/// As [`acquire`], with the fields where this request has them.
+pub(crate) fn watch_acquire(
+    caller: &Caller,
+    deadline: Option<Deadline>,
+    request: &v1::WatchAcquireRequest,
+) -> Result<Acquire> {
+    let inner = fields::required("acquire", request.acquire.as_ref())?;
+    acquire(caller, deadline, inner).map_err(|mut error| {
+        for violation in &mut error.violations {
+            violation.field.insert_str(0, "acquire.");
+        }
+        if error.reason == Reason::InvalidField {
+            error.message.insert_str(0, "acquire.");
+        }
+        error
+    })
+}
+
+pub(crate) fn granted(granted: &Granted) -> v1::AcquireVmResponse {
+    v1::AcquireVmResponse { lease: Some(to_proto(&granted.lease)), vm: Some(vm::to_proto(&granted.vm)) }
+}
+
+/// How an acquire stands that has no lease yet.
+pub(crate) fn update(orchestrator: &Orchestrator, stage: &Stage) -> v1::WatchAcquireResponse {
+    use v1::watch_acquire_response::Update;
+    let update = match stage {
+        Stage::Preparing { vm } => Update::Preparing(v1::AcquirePreparing { vm: format!("vms/{vm}") }),
+        stage => {
+            let view = orchestrator.queued(stage);
+            Update::Queued(v1::AcquireQueued {
+                pool: view.pool.map(|pool| format!("pools/{pool}")).unwrap_or_default(),
+                position: view.position,
+                waiting: view.waiting,
+                eta: view.eta.map(duration),
+                reason: view.reason,
+            })
+        }
+    };
+    v1::WatchAcquireResponse { update: Some(update) }
+}
+
 pub(crate) fn renew(request: &v1::RenewLeaseRequest) -> Result<(LeaseId, Option<Duration>)> {
     Ok((fields::name("name", "leases", &request.name)?, fields::duration("ttl", request.ttl, TTL)?))
 }
 
-pub(crate) fn release(request: &v1::ReleaseVmRequest) -> Result<(LeaseId, ReleasePolicy)> {
+pub(crate) fn release(request: &v1::ReleaseVmRequest) -> Result<(LeaseId, Option<ReleasePolicy>)> {
     let id = fields::name("name", "leases", &request.name)?;
-    let policy = match fields::one_of("policy", request.policy, v1::ReleasePolicy::as_str_name)? {
-        v1::ReleasePolicy::Unspecified | v1::ReleasePolicy::Reset => ReleasePolicy::Reset,
-        v1::ReleasePolicy::Keep => ReleasePolicy::Keep,
-        v1::ReleasePolicy::Destroy => ReleasePolicy::Destroy,
-    };
-    Ok((id, policy))
+    Ok((id, policy("policy", request.policy)?))
+}
+
+/// What becomes of a VM; unspecified: none.
+pub(crate) fn policy(field: &str, value: i32) -> Result<Option<ReleasePolicy>> {
+    Ok(match fields::one_of(field, value, v1::ReleasePolicy::as_str_name)? {
+        v1::ReleasePolicy::Unspecified => None,
+        v1::ReleasePolicy::Reset => Some(ReleasePolicy::Reset),
+        v1::ReleasePolicy::Keep => Some(ReleasePolicy::Keep),
+        v1::ReleasePolicy::Destroy => Some(ReleasePolicy::Destroy),
+    })
 }
 
 pub(crate) fn filter(request: &v1::ListLeasesRequest) -> Result<LeaseFilter> {
@@ -66,6 +130,7 @@ pub(crate) fn to_proto(lease: &Lease) -> v1::Lease {
         pool: format!("pools/{}", lease.pool),
         holder: lease.holder.clone(),
         state: match lease.ended {
+            None if lease.suspended.is_some() => v1::LeaseState::Suspended,
             None => v1::LeaseState::Active,
             Some(EndedAs::Released) => v1::LeaseState::Released,
             Some(EndedAs::Expired) => v1::LeaseState::Expired,
@@ -80,6 +145,9 @@ pub(crate) fn to_proto(lease: &Lease) -> v1::Lease {
         purpose: lease.purpose.clone(),
         create_time: Some(timestamp(lease.created)),
         end_time: lease.ended_at.map(timestamp),
+        priority: lease.priority,
+        suspend_time: lease.suspended.filter(|_| lease.ended.is_none()).map(timestamp),
+        suspend_reason: lease.suspend_reason.clone(),
     }
 }
 
@@ -90,6 +158,7 @@ fn receipt(receipt: &Receipt) -> v1::ReadinessReceipt {
         epoch: receipt.epoch,
         waited: Some(duration(receipt.waited)),
         replaced: receipt.replaced,
+        age: (!receipt.age.is_zero()).then(|| duration(receipt.age)),
     }
 }
 
@@ -120,6 +189,10 @@ mod tests {
 
     #[test]
     fn refusals_name_their_field() {
+        let none = v1::AcquireRequirements::default();
+        let of = |requirements| v1::AcquireVmRequest { requirements: Some(requirements), ..legal() };
+        let label = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+        let long = "x".repeat(64);
         let cases = [
             ("pool", v1::AcquireVmRequest { pool: "web".into(), ..legal() }),
             ("ttl", v1::AcquireVmRequest { ttl: seconds(5), ..legal() }),
@@ -127,11 +200,27 @@ mod tests {
             ("wait", v1::AcquireVmRequest { wait: seconds(-1), ..legal() }),
             ("purpose", v1::AcquireVmRequest { purpose: "x".repeat(257), ..legal() }),
             ("request_id", v1::AcquireVmRequest { request_id: "x".into(), ..legal() }),
+            ("priority", v1::AcquireVmRequest { priority: 101, ..legal() }),
+            ("priority", v1::AcquireVmRequest { priority: i32::MIN, ..legal() }),
+            ("pool", v1::AcquireVmRequest::default()),
+            ("requirements.template", of(v1::AcquireRequirements { template: "x".into(), ..none.clone() })),
+            ("requirements.labels", of(v1::AcquireRequirements { labels: label("", "x"), ..none.clone() })),
+            (
+                "requirements.labels",
+                of(v1::AcquireRequirements { labels: label("x", &long), ..none.clone() }),
+            ),
         ];
         for (field, request) in cases {
             let error = acquire(&Caller::admin(), None, &request).expect_err(field);
             assert_eq!(error.violations[0].field, field);
+            let watched = v1::WatchAcquireRequest { acquire: Some(request) };
+            let error = watch_acquire(&Caller::admin(), None, &watched).expect_err(field);
+            assert_eq!(error.violations[0].field, format!("acquire.{field}"));
+            assert!(error.to_string().starts_with("acquire."), "{error}");
         }
+        let empty = v1::WatchAcquireRequest { acquire: None };
+        let error = watch_acquire(&Caller::admin(), None, &empty).expect_err("refused");
+        assert_eq!(error.violations[0].field, "acquire");
         let renewed = v1::RenewLeaseRequest { name: "leases/l1".into(), ttl: seconds(86_401) };
         assert_eq!(renew(&renewed).expect_err("refused").violations[0].field, "ttl");
         let released = v1::ReleaseVmRequest { name: "leases/l1".into(), policy: 4 };

@@ -14,9 +14,31 @@ pub(crate) mod template;
 pub(crate) mod vm;
 pub(crate) mod watch;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+
+use crate::api::fields;
+use crate::model::error::{Error, Result};
+
+/// Most labels of one thing, and longest key or value in bytes.
+const LABELS: usize = 16;
+const LABEL: usize = 63;
+
+/// Labels, each inside its limits.
+pub(crate) fn labels(field: &str, given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+    if given.len() > LABELS {
+        return Err(Error::field(
+            field,
+            format!("has {} entries, at most {LABELS} are allowed", given.len()),
+        ));
+    }
+    for text in given.iter().flat_map(|(key, value)| [key, value]) {
+        fields::required_text(field, text, LABEL)?;
+    }
+    Ok(given.clone())
+}
 
 pub(crate) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let mut nanos = time.subsec_nanosecond();

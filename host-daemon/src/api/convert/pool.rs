@@ -5,22 +5,43 @@ use std::time::Duration;
 
 use hvkube_proto::v1;
 
-use super::{duration, timestamp};
+use super::{duration, lease, timestamp};
 use crate::api::fields;
 use crate::model::error::{Error, Result};
 use crate::model::ids::PoolId;
-use crate::model::record::PoolSpec;
+use crate::model::lease::ReleasePolicy;
+use crate::model::policy::MAX_VMS;
+use crate::model::record::{PoolOptions, PoolSpec};
 use crate::orchestrator::request::{Caller, CreatePool, UpdatePool};
-use crate::orchestrator::view::PoolView;
+use crate::orchestrator::view::{PoolView, Shortfall, ShortfallReason};
 
 const TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(24 * 3600);
 const DEFAULT_TTL: Duration = Duration::from_secs(600);
 const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
-const MAX_VMS: u32 = 10_000;
+
+const AGE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(365 * 24 * 3600);
 
 /// Fields that `UpdatePool` can change.
-const UPDATABLE: [&str; 6] =
-    ["display_name", "desired_count", "warm_count", "max_per_host", "default_lease_ttl", "max_lease_ttl"];
+const UPDATABLE: [&str; 18] = [
+    "display_name",
+    "template",
+    "desired_count",
+    "warm_count",
+    "hot_count",
+    "max_per_host",
+    "default_lease_ttl",
+    "max_lease_ttl",
+    "idle_floor",
+    "idle_ceiling",
+    "release_policy",
+    "max_uses",
+    "max_age",
+    "surge",
+    "max_unavailable",
+    "max_leases_per_caller",
+    "preemption",
+    "labels",
+];
 
 pub(crate) fn create(caller: &Caller, request: &v1::CreatePoolRequest) -> Result<CreatePool> {
     let pool = fields::required("pool", request.pool.as_ref())?;
@@ -38,6 +59,7 @@ pub(crate) fn create(caller: &Caller, request: &v1::CreatePoolRequest) -> Result
             max_per_host: settings.max_per_host,
             default_ttl: settings.default_ttl,
             max_ttl: settings.max_ttl,
+            options: settings.options,
         },
         request: fields::request_id(caller, "CreatePool", request, |r| &mut r.request_id)?,
     })
@@ -65,20 +87,51 @@ pub(crate) fn update(request: &v1::UpdatePoolRequest) -> Result<(PoolId, Option<
     // Without a mask: what the message has.
     let present = |field: &str| match field {
         "display_name" => !pool.display_name.is_empty(),
+        "template" => !pool.template.is_empty(),
         "desired_count" => pool.desired_count != 0,
         "warm_count" => pool.warm_count.is_some(),
         "max_per_host" => pool.max_per_host != 0,
         "default_lease_ttl" => pool.default_lease_ttl.is_some(),
-        _ => pool.max_lease_ttl.is_some(),
+        "max_lease_ttl" => pool.max_lease_ttl.is_some(),
+        "hot_count" => pool.hot_count != 0,
+        "idle_floor" => pool.idle_floor.is_some(),
+        "idle_ceiling" => pool.idle_ceiling.is_some(),
+        "release_policy" => pool.release_policy != 0,
+        "max_uses" => pool.max_uses != 0,
+        "max_age" => pool.max_age.is_some(),
+        "surge" => pool.surge.is_some(),
+        "max_unavailable" => pool.max_unavailable != 0,
+        "max_leases_per_caller" => pool.max_leases_per_caller != 0,
+        "preemption" => pool.preemption,
+        _ => !pool.labels.is_empty(),
     };
     let wanted = |field| all || if paths.is_empty() { present(field) } else { chosen.contains(&field) };
+    // To name all fields is how old clients change what they know; they do not know that it can change.
+    let template = if wanted("template") && !(all && pool.template.is_empty()) {
+        Some(fields::name("pool.template", "templates", &pool.template)?)
+    } else {
+        None
+    };
+    let options = settings.options;
     let update = UpdatePool {
         display_name: wanted("display_name").then_some(settings.display_name),
+        template,
         desired: wanted("desired_count").then_some(settings.desired),
         warm: wanted("warm_count").then_some(settings.warm),
         max_per_host: wanted("max_per_host").then_some(settings.max_per_host),
         default_ttl: wanted("default_lease_ttl").then_some(settings.default_ttl),
         max_ttl: wanted("max_lease_ttl").then_some(settings.max_ttl),
+        hot: wanted("hot_count").then_some(options.hot),
+        idle_floor: wanted("idle_floor").then_some(options.idle_floor),
+        idle_ceiling: wanted("idle_ceiling").then_some(options.idle_ceiling),
+        release: wanted("release_policy").then_some(options.release),
+        max_uses: wanted("max_uses").then_some(options.max_uses),
+        max_age: wanted("max_age").then_some(options.max_age),
+        surge: wanted("surge").then_some(options.surge),
+        max_unavailable: wanted("max_unavailable").then_some(options.max_unavailable),
+        max_leases_per_caller: wanted("max_leases_per_caller").then_some(options.max_leases_per_caller),
+        preemption: wanted("preemption").then_some(options.preemption),
+        labels: wanted("labels").then_some(options.labels),
     };
     if let (Some(default), Some(max)) = (update.default_ttl, update.max_ttl) {
         ordered(default, max)?;
@@ -101,6 +154,7 @@ struct Checked {
     max_per_host: u32,
     default_ttl: Duration,
     max_ttl: Duration,
+    options: PoolOptions,
 }
 
 impl Checked {
@@ -118,12 +172,47 @@ impl Checked {
             max_per_host: fields::range("pool.max_per_host", pool.max_per_host, 0..=MAX_VMS)?,
             default_ttl: default_ttl.unwrap_or(DEFAULT_TTL.min(max_ttl)),
             max_ttl,
+            options: options(pool)?,
         })
     }
 }
 
+fn options(pool: &v1::Pool) -> Result<PoolOptions> {
+    let count = |field: &str, value| fields::range(&format!("pool.{field}"), value, 0..=MAX_VMS);
+    let optional = |field: &str, value: Option<u32>| value.map(|value| count(field, value)).transpose();
+    let default = PoolOptions::default();
+    Ok(PoolOptions {
+        hot: count("hot_count", pool.hot_count)?,
+        idle_floor: optional("idle_floor", pool.idle_floor)?,
+        idle_ceiling: optional("idle_ceiling", pool.idle_ceiling)?,
+        release: lease::policy("pool.release_policy", pool.release_policy)?.unwrap_or(default.release),
+        max_uses: pool.max_uses,
+        max_age: fields::duration("pool.max_age", pool.max_age, AGE)?,
+        surge: optional("surge", pool.surge)?.unwrap_or(default.surge),
+        max_unavailable: count("max_unavailable", pool.max_unavailable)?,
+        max_leases_per_caller: count("max_leases_per_caller", pool.max_leases_per_caller)?,
+        preemption: pool.preemption,
+        labels: super::labels("pool.labels", &pool.labels)?,
+    })
+}
+
+fn shortfall(one: &Shortfall) -> v1::PoolShortfall {
+    use v1::PoolShortfallReason as To;
+    let reason = match one.reason {
+        ShortfallReason::Paused => To::Paused,
+        ShortfallReason::TemplateNotReady => To::TemplateNotReady,
+        ShortfallReason::TemplateFails => To::TemplateFails,
+        ShortfallReason::MaxPerHost => To::MaxPerHost,
+        ShortfallReason::HostMemory => To::HostMemory,
+        ShortfallReason::InProgress => To::InProgress,
+        ShortfallReason::Strayed => To::Strayed,
+    };
+    v1::PoolShortfall { reason: reason.into(), count: one.count, detail: one.detail.clone() }
+}
+
 pub(crate) fn to_proto(view: &PoolView) -> v1::Pool {
     let (pool, spec, status) = (&view.pool, &view.pool.spec, &view.status);
+    let options = &spec.options;
     v1::Pool {
         name: format!("pools/{}", pool.id),
         uid: pool.uid.to_string(),
@@ -144,10 +233,32 @@ pub(crate) fn to_proto(view: &PoolView) -> v1::Pool {
             waiting: status.waiting,
             reason: status.reason.clone(),
             vms: status.vms.iter().map(|vm| format!("vms/{vm}")).collect(),
+            hot: status.hot,
+            suspended: status.suspended,
+            outdated: status.outdated,
+            strayed: status.strayed,
+            shortfalls: status.shortfalls.iter().map(shortfall).collect(),
         }),
         create_time: Some(timestamp(pool.created)),
         update_time: Some(timestamp(pool.updated)),
         etag: pool.version.to_string(),
+        hot_count: options.hot,
+        idle_floor: options.idle_floor,
+        idle_ceiling: options.idle_ceiling,
+        release_policy: match options.release {
+            ReleasePolicy::Reset => v1::ReleasePolicy::Reset,
+            ReleasePolicy::Keep => v1::ReleasePolicy::Keep,
+            ReleasePolicy::Destroy => v1::ReleasePolicy::Destroy,
+        }
+        .into(),
+        max_uses: options.max_uses,
+        max_age: options.max_age.map(duration),
+        surge: Some(options.surge),
+        max_unavailable: options.max_unavailable,
+        max_leases_per_caller: options.max_leases_per_caller,
+        preemption: options.preemption,
+        labels: options.labels.clone(),
+        paused: pool.paused,
     }
 }
 
@@ -182,6 +293,16 @@ mod tests {
             ("pool.max_per_host", |_, p| p.max_per_host = u32::MAX),
             ("pool.default_lease_ttl", |_, p| p.default_lease_ttl = seconds(9)),
             ("pool.max_lease_ttl", |_, p| p.max_lease_ttl = seconds(-1)),
+            ("pool.hot_count", |_, p| p.hot_count = 10_001),
+            ("pool.idle_floor", |_, p| p.idle_floor = Some(u32::MAX)),
+            ("pool.idle_ceiling", |_, p| p.idle_ceiling = Some(10_001)),
+            ("pool.release_policy", |_, p| p.release_policy = 9),
+            ("pool.max_age", |_, p| p.max_age = seconds(59)),
+            ("pool.surge", |_, p| p.surge = Some(10_001)),
+            ("pool.max_unavailable", |_, p| p.max_unavailable = 10_001),
+            ("pool.max_leases_per_caller", |_, p| p.max_leases_per_caller = 10_001),
+            ("pool.labels", |_, p| p.labels = [("k".into(), String::new())].into()),
+            ("pool.labels", |_, p| p.labels = (0..17).map(|n| (n.to_string(), "v".into())).collect()),
             ("pool.default_lease_ttl", |_, p| {
                 p.default_lease_ttl = seconds(60);
                 p.max_lease_ttl = seconds(30);
@@ -220,7 +341,7 @@ mod tests {
         assert_eq!((present.desired, present.warm, present.default_ttl), (Some(2), None, None));
         for (paths, field) in [
             (&["desired_count", "size"][..], "update_mask.paths[1]"),
-            (&["template"], "update_mask.paths[0]"),
+            (&["uid"], "update_mask.paths[0]"),
             (&["desired_count", "*"], "update_mask.paths[1]"),
         ] {
             let error = of(paths).expect_err("refused");

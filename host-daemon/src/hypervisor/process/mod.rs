@@ -214,6 +214,11 @@ impl Hypervisor for Process {
         &self.0.capabilities
     }
 
+    // A desktop's programs take what they need, not what its template says.
+    fn memory_mb(&self) -> Option<u64> {
+        Some(0)
+    }
+
     fn facts(&self) -> &BackendFacts {
         &self.0.facts
     }

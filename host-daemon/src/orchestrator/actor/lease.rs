@@ -1,45 +1,61 @@
 //! What leases do to a VM's row. A lease and its VM change in one transaction.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::Actor;
+use super::hot::readiness;
+use crate::hypervisor::Stop;
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::LeaseId;
 use crate::model::lease::EndedAs;
 use crate::model::query::RequestId;
-use crate::model::record::{Availability, Lease, Pending, Vm};
+use crate::model::record::{Availability, Lease, Pending};
 use crate::model::vm::VmState;
+use crate::orchestrator::pools::Ready;
 use crate::store::StoreError;
 
-/// Whether a lease can have the VM at once.
-pub(in crate::orchestrator) fn is_ready(row: &Vm, needs_memory: bool) -> bool {
-    let at_rest = if needs_memory { row.state == VmState::Saved } else { row.state == VmState::Running };
-    at_rest && row.clean && row.availability == Availability::Idle && row.pending.is_none()
-}
-
 impl Actor {
-    /// Gives the VM to a lease; false when it is not ready after all.
+    /// Gives the VM to a lease; nothing when it is not ready after all. The lease as it is then: with its receipt when
+    /// the VM is hot.
     pub(in crate::orchestrator) async fn grant(
         &mut self,
-        lease: Lease,
+        mut lease: Lease,
+        waited: Duration,
+        replaced: u32,
         request: Option<RequestId>,
-    ) -> Result<bool> {
+    ) -> Result<Option<Lease>> {
         let own = self.row.pool.as_ref() == Some(&lease.pool) && self.shared.pools.is_open(&lease.pool);
-        if !own || !is_ready(&self.row, self.shared.hv.capabilities().save) {
-            return Ok(false);
+        let ready = readiness(&self.row, self.shared.hv.capabilities().save, self.proofs.any());
+        if !own || ready.is_none() {
+            return Ok(None);
+        }
+        lease.receipt = None;
+        if ready == Some(Ready::Hot)
+            && let Some(epoch) = self.link.epoch()
+            && let Some(receipt) = self.proofs.receipt(epoch, waited, replaced)
+        {
+            lease.receipt = Some(receipt);
+            lease.expires = Timestamp::now() + lease.ttl;
         }
         let next = self.next(|row| {
             row.availability = Availability::Leased;
             row.lease = Some(lease.id.clone());
             row.clean = false;
+            row.hot = false;
+            row.uses = row.uses.saturating_add(1);
         });
-        let event = Event::of_lease(EventKind::LeaseGranted, &lease, &lease.holder);
-        match self.shared.store.grant(&next, &lease, request.as_ref(), event).await {
+        let mut events = vec![Event::of_lease(EventKind::LeaseGranted, &lease, &lease.holder)];
+        if lease.receipt.is_some() {
+            events.push(Event::of_lease(EventKind::LeaseReady, &lease, &lease.holder));
+        }
+        match self.shared.store.grant(&next, &lease, request.as_ref(), events).await {
             Ok(()) => {
                 self.shared.leases.granted(&lease);
                 self.show(next);
-                Ok(true)
+                Ok(Some(lease))
             }
             Err(StoreError::Exists("request")) => {
                 Err(Error::new(Reason::RequestIdReused, "request_id was used by another request meanwhile")
@@ -73,6 +89,7 @@ impl Actor {
                 self.next(|row| {
                     row.availability = Availability::Idle;
                     row.lease = None;
+                    row.suspended = false;
                     row.pending = pending;
                     if ended == EndedAs::VmLost {
                         // In one step: nobody shall see it running and free.
@@ -88,13 +105,17 @@ impl Actor {
             events.extend(moved.map(|next| Event::vm_changed(&self.row, next, &self.asker)));
             match self.shared.store.end_lease(next.as_ref(), &lease, events).await {
                 Ok(()) => {}
-                // Renewed since it was read: renewing does not come by the actor.
+                // Renewed or suspended since it was read: renewing does not come by the actor.
                 Err(StoreError::Changed("lease")) => continue,
                 Err(error) => return Err(error.into()),
             }
             tracing::info!(vm = %self.row.id, lease = %id, ?ended, reason, "lease ended");
             if let Some(next) = next {
+                let suspended = self.row.suspended;
                 self.show(next);
+                if suspended && let Some(pool) = &self.row.pool {
+                    self.shared.pools.not_preempted(pool, &self.row.id);
+                }
             }
             self.shared.leases.ended(id);
             return Ok(lease);
@@ -108,6 +129,32 @@ impl Actor {
         }
         Err(Error::new(Reason::VmBusy, format!("vm {} was leased or given back meanwhile", self.row.id))
             .with("vm", &self.row.id))
+    }
+
+    /// The guest of this lease did not answer: back to its clean state and on from there, or a boot of its disk. The
+    /// lease must still be there.
+    pub(in crate::orchestrator) async fn fall_back(
+        &mut self,
+        lease: &LeaseId,
+        boot: bool,
+        why: &str,
+    ) -> Result<()> {
+        if self.row.lease.as_ref() != Some(lease) || self.row.suspended {
+            return Err(Error::new(Reason::LeaseEnded, format!("lease {lease} has left vm {}", self.row.id))
+                .with("lease", lease));
+        }
+        if !boot {
+            return self.reset(why).await;
+        }
+        // By way of resetting, since its memory, saved or not, is thrown away.
+        self.enter(VmState::Resetting, why).await?;
+        self.link.close().await;
+        if let Err(error) = self.shared.hv.stop(&self.row.id, Stop::Hard).await {
+            return Err(self.failed("boot", error.into()).await);
+        }
+        self.set_run(None);
+        self.enter(VmState::Off, why).await?;
+        self.start(why, false).await
     }
 
     /// Ends whatever lease there is on the VM.
@@ -131,6 +178,7 @@ impl Actor {
         self.write(|row| {
             row.availability = Availability::Quarantined;
             row.lease = None;
+            row.hot = false;
             row.pending = None;
             row.state_reason = why;
             row.state_since = Timestamp::now();

@@ -62,6 +62,11 @@ impl Link {
         self.session.subscribe()
     }
 
+    /// Number of the session there is.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.session.borrow().as_ref().filter(|session| !session.is_closed()).map(Session::epoch)
+    }
+
     pub(super) fn guest(&self) -> watch::Receiver<GuestView> {
         self.guest.subscribe()
     }

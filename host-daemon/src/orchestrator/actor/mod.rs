@@ -12,9 +12,11 @@
 //! release is made good at the next start.
 
 mod checkpoint;
+mod hot;
 mod lease;
 mod link;
 mod moves;
+mod suspend;
 
 use std::sync::Arc;
 
@@ -32,8 +34,10 @@ use crate::model::record::{Availability, Pending, Vm};
 use crate::model::vm::VmState;
 use crate::orchestrator::asked::asker;
 use crate::orchestrator::view::GuestView;
-pub(super) use lease::is_ready;
+use hot::Proofs;
+pub(super) use hot::readiness;
 pub(super) use link::Link;
+pub(super) use suspend::preempted;
 
 /// Commands waiting for one VM. Callers queue here in order; more than this many at one VM is a runaway client, who
 /// then waits at the channel's end.
@@ -54,9 +58,15 @@ pub(super) struct Handle {
     guest: watch::Receiver<GuestView>,
     pub(super) hub: Hub,
     pub(super) link: Arc<Link>,
+    proofs: Proofs,
 }
 
 impl Handle {
+    /// Whether there is a proof of its hot desktop.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proofs.any()
+    }
+
     /// The VM's row as it is now.
     pub(super) fn row(&self) -> Vm {
         self.row.borrow().clone()
@@ -122,6 +132,7 @@ pub(super) struct Actor {
     published: watch::Sender<Vm>,
     running: watch::Sender<Option<Run>>,
     link: Arc<Link>,
+    proofs: Proofs,
     /// The VM is gone: stop after this command.
     deleted: bool,
     /// The daemon stops: what is pending is left to the next start.
@@ -137,6 +148,7 @@ impl Actor {
         let link = Arc::new(Link::new(shared, row.id.clone(), row.uid, hub.clone()));
         let published = watch::Sender::new(row.clone());
         let running = watch::Sender::new(None);
+        let proofs = Proofs::default();
         let handle = Handle {
             id: row.id.clone(),
             commands,
@@ -146,6 +158,7 @@ impl Actor {
             guest: link.guest(),
             hub,
             link: Arc::clone(&link),
+            proofs: proofs.clone(),
         };
         let mut actor = Self {
             shared: Arc::clone(shared),
@@ -155,6 +168,7 @@ impl Actor {
             published,
             running,
             link,
+            proofs,
             deleted: false,
             parked: false,
         };
@@ -201,7 +215,7 @@ impl Actor {
     fn show(&mut self, row: Vm) {
         self.row = row.clone();
         self.published.send_replace(row);
-        self.shared.pools.vm_changed(&self.row);
+        self.shared.pools.vm_changed(&self.row, self.proofs.any());
     }
 
     fn set_run(&mut self, run: Option<Run>) {
@@ -225,6 +239,8 @@ impl Actor {
             row.state = state;
             row.state_reason = cause;
             row.state_since = Timestamp::now();
+            // Whatever else is done with a hot VM, it is not ready any more.
+            row.hot &= matches!(state, VmState::Running | VmState::Resuming);
             change(row);
         })
         .await
@@ -270,7 +286,15 @@ impl Actor {
         self.link.close().await;
         self.set_run(None);
         let result = if clean && self.row.state.may_become(VmState::Off) {
-            self.enter_with(VmState::Off, "the guest shut down", |row| row.clean = false).await
+            let hot = self.row.hot;
+            self.enter_with(VmState::Off, "the guest shut down", |row| {
+                row.clean = false;
+                if hot {
+                    // Nobody's but the pool's.
+                    row.pending = Some(Pending::Reset);
+                }
+            })
+            .await
         } else {
             self.lost(&reason).await
         };

@@ -85,19 +85,24 @@ impl Actor {
 
     /// Saved or paused to running.
     pub(in crate::orchestrator) async fn resume(&mut self, cause: &str) -> Result<()> {
-        self.resume_with(cause, false).await
+        self.resume_with(cause, false, false).await
     }
 
     /// The same for a caller who takes the first look at the desktop.
     pub(in crate::orchestrator) async fn resume_leased(&mut self) -> Result<()> {
-        self.resume_with("leased", true).await
+        self.resume_with("leased", true, false).await
     }
 
-    async fn resume_with(&mut self, cause: &str, glance: bool) -> Result<()> {
+    /// The same for the pool.
+    pub(super) async fn resume_hot(&mut self) -> Result<()> {
+        self.resume_with("to be kept hot", true, true).await
+    }
+
+    async fn resume_with(&mut self, cause: &str, glance: bool, hot: bool) -> Result<()> {
         match self.row.state {
             VmState::Running => return Ok(()),
             VmState::Paused => {}
-            _ => self.enter(VmState::Resuming, cause).await?,
+            _ => self.enter_with(VmState::Resuming, cause, |row| row.hot = hot).await?,
         }
         match self.shared.hv.resume(&self.row.id).await {
             Ok(run) => {
@@ -241,6 +246,8 @@ impl Actor {
         let cause = "the daemon stops";
         self.parked = true;
         match self.row.state {
+            // Nobody's work is in it, so it need not be written.
+            VmState::Running if self.row.hot => self.reset(cause).await,
             VmState::Running | VmState::Paused if self.shared.hv.capabilities().save => {
                 self.save(cause).await
             }
@@ -308,7 +315,14 @@ impl Actor {
                     row.state_reason = cause.to_owned();
                     row.state_since = Timestamp::now();
                     let ours = row.pool.is_some() && row.availability == Availability::Idle;
-                    if row.clean && !keeps_clean && ours && row.pending.is_none() {
+                    // One on its way to being hot may be clean still, one that was hot is not, and neither was used.
+                    let ready = if row.hot {
+                        state != VmState::Running && !(row.clean && keeps_clean)
+                    } else {
+                        row.clean && !keeps_clean
+                    };
+                    row.hot &= state == VmState::Running;
+                    if ready && ours && row.pending.is_none() {
                         // It was ready, or on the way to it, and nobody had it: the pool has to make it ready again.
                         row.pending = Some(Pending::Reset);
                     }
@@ -321,9 +335,17 @@ impl Actor {
         if state == VmState::Running {
             let epoch = self.link.open(self.row.epoch, false);
             self.write(|row| row.epoch = epoch).await?;
+            if self.row.hot {
+                self.watch_hot();
+            }
+            if self.row.suspended && self.row.lease.is_some() {
+                // It was not saved yet, or resumed already.
+                self.take_back_suspension().await?;
+            }
         }
         // Saved at the daemon's stop, or died with the host: its holder expects it running.
-        if self.row.availability == Availability::Leased && self.row.pending.is_none() {
+        if self.row.availability == Availability::Leased && self.row.pending.is_none() && !self.row.suspended
+        {
             match state {
                 VmState::Saved => self.resume(cause).await?,
                 VmState::Off => self.start(cause, false).await?,

@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
-use super::leases::ended;
+use super::leases::not_active;
 use crate::display::Hub;
 use crate::model::error::{Error, Reason, Result};
 use crate::model::vm::VmState;
@@ -42,8 +42,8 @@ impl Orchestrator {
             let mut rows = handle.rows();
             let stopped = rows.wait_for(|row| {
                 let left = match &target {
-                    Target::Lease(lease) => row.lease.as_ref() != Some(lease),
-                    Target::Vm(_) => false,
+                    Target::Lease(lease) => row.lease.as_ref() != Some(lease) || row.suspended,
+                    Target::Vm(_) => row.suspended,
                 };
                 let saved = row.state == VmState::Saved && until == Until::Stopped;
                 left || saved || matches!(row.state, VmState::Off | VmState::Deleting | VmState::Error)
@@ -52,12 +52,27 @@ impl Orchestrator {
             let state = stopped.await.map_or(VmState::Deleting, |row| row.state);
             if let Target::Lease(lease) = &target
                 && let Ok(lease) = this.lease(lease).await
-                && lease.ended.is_some()
+                && (lease.ended.is_some() || lease.suspended.is_some())
             {
-                return ended(&lease);
+                return not_active(&lease);
             }
             not_running(&handle, state)
         }))
+    }
+
+    /// Refuses to drive a hot VM by name: it is kept clean for a lease. To look at it does no harm.
+    ///
+    /// # Errors
+    /// [`Reason::VmReserved`].
+    pub fn may_drive(&self, target: &Target) -> Result<()> {
+        let Target::Vm(vm) = target else { return Ok(()) };
+        let hot = self.0.registry.get(vm).is_ok_and(|handle| handle.look(|row| row.hot));
+        if !hot {
+            return Ok(());
+        }
+        let why =
+            format!("vm {vm} is kept ready for a lease: acquire one from its pool, or save the vm first");
+        Err(Error::new(Reason::VmReserved, why).with("vm", vm))
     }
 
     async fn target(&self, caller: &Caller, target: &Target) -> Result<Handle> {

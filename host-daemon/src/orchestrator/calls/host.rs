@@ -50,7 +50,7 @@ impl Orchestrator {
 }
 
 /// Memory of the host and how much of it programs can still get, in bytes; zeroes where the system does not say.
-pub(super) fn memory() -> (u64, u64) {
+pub(in crate::orchestrator) fn memory() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

@@ -2,7 +2,7 @@
 
 mod backup;
 mod desktops;
-mod host;
+pub(super) mod host;
 mod leases;
 mod pools;
 mod templates;

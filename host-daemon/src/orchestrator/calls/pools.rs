@@ -8,9 +8,9 @@ use uuid::Uuid;
 use super::{answered, check_etag, made_id, taken};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
-use crate::model::ids::PoolId;
+use crate::model::ids::{PoolId, TemplateId};
 use crate::model::query::Page;
-use crate::model::record::{Pool, TemplateState};
+use crate::model::record::{Pool, PoolSpec, Template, TemplateState};
 use crate::orchestrator::actor::Actor;
 use crate::orchestrator::asked::asker;
 use crate::orchestrator::request::{Caller, CreatePool, UpdatePool};
@@ -39,20 +39,15 @@ impl Orchestrator {
             Some(id) => id,
             None => PoolId::new(made_id("pool")).map_err(|e| Error::field("pool_id", e.to_string()))?,
         };
-        let template = self.template(&request.spec.template).await?;
-        if template.state != TemplateState::Ready {
-            return Err(Error::new(
-                Reason::TemplateNotReady,
-                format!("template {} is not ready yet", template.id),
-            )
-            .with("template", &template.id));
-        }
+        let template = self.ready_template(&request.spec.template).await?;
+        check_idle(&request.spec)?;
         let now = Timestamp::now();
         let pool = Pool {
             id: id.clone(),
             uid: Uuid::new_v4(),
             spec: request.spec,
             deleting: false,
+            paused: false,
             created: now,
             updated: now,
             version: 1,
@@ -66,7 +61,7 @@ impl Orchestrator {
             },
         )?;
         tracing::info!(pool = %id, desired = pool.spec.desired, "pool made");
-        pools::control(shared, id);
+        pools::control(shared, id, false);
         Ok(self.view(pool))
     }
 
@@ -94,22 +89,57 @@ impl Orchestrator {
         let shared = self.open()?;
         let mut pool = self.pool_row(id).await?;
         check_etag("pool", id.as_str(), etag, pool.version)?;
-        let spec = &mut pool.spec;
-        spec.display_name = change.display_name.unwrap_or_else(|| spec.display_name.clone());
-        spec.desired = change.desired.unwrap_or(spec.desired);
-        spec.warm = change.warm.unwrap_or(spec.warm);
-        spec.max_per_host = change.max_per_host.unwrap_or(spec.max_per_host);
-        spec.default_ttl = change.default_ttl.unwrap_or(spec.default_ttl);
-        spec.max_ttl = change.max_ttl.unwrap_or(spec.max_ttl);
+        if let Some(template) = &change.template {
+            self.ready_template(template).await?;
+        }
+        let template = change.template.clone();
+        change.apply(&mut pool.spec);
+        let spec = &pool.spec;
         if spec.default_ttl > spec.max_ttl {
             return Err(Error::field("pool.default_lease_ttl", "must not be longer than max_lease_ttl"));
         }
+        check_idle(spec)?;
         pool.updated = Timestamp::now();
         pool.version += 1;
         let event = Event::of_pool(EventKind::PoolChanged, &pool, &asker());
-        shared.store.update_pool(&pool, event).await.map_err(taken("pool", id))?;
+        shared.store.update_pool(&pool, event).await.map_err(|error| match (error, &template) {
+            (StoreError::Referred(_), Some(template)) => Error::not_found("template", template),
+            (error, _) => taken("pool", id)(error),
+        })?;
+        // Whatever was wrong may be right now.
+        shared.pools.hurry(&pool.spec.template);
         shared.pools.wake(id);
         Ok(self.view(pool))
+    }
+
+    /// Stops a pool, or lets it work again.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`], [`Reason::StaleEtag`].
+    pub async fn pause_pool(&self, id: &PoolId, etag: Option<u64>, paused: bool) -> Result<PoolView> {
+        let shared = self.open()?;
+        let mut pool = self.pool_row(id).await?;
+        check_etag("pool", id.as_str(), etag, pool.version)?;
+        if pool.paused != paused {
+            pool.paused = paused;
+            pool.updated = Timestamp::now();
+            pool.version += 1;
+            let kind = if paused { EventKind::PoolPaused } else { EventKind::PoolResumed };
+            let event = Event::of_pool(kind, &pool, &asker());
+            shared.store.update_pool(&pool, event).await.map_err(taken("pool", id))?;
+            tracing::info!(pool = %id, paused, "pool paused or resumed");
+        }
+        shared.pools.pause(id, paused);
+        Ok(self.view(pool))
+    }
+
+    async fn ready_template(&self, id: &TemplateId) -> Result<Template> {
+        let template = self.template(id).await?;
+        if template.state == TemplateState::Ready {
+            return Ok(template);
+        }
+        let why = format!("template {id} is not ready yet");
+        Err(Error::new(Reason::TemplateNotReady, why).with("template", id))
     }
 
     /// Deletes a pool with its VMs, and answers when they are gone. It goes on when the caller does not wait.
@@ -219,5 +249,16 @@ impl Orchestrator {
 
     fn view(&self, pool: Pool) -> PoolView {
         PoolView { status: pools::status(&self.0, &pool), pool }
+    }
+}
+
+/// Refuses a floor and a ceiling that do not fit together.
+fn check_idle(spec: &PoolSpec) -> Result<()> {
+    match (spec.options.idle_floor, spec.options.idle_ceiling) {
+        (None, Some(_)) => Err(Error::field("pool.idle_ceiling", "needs idle_floor")),
+        (Some(floor), Some(ceiling)) if ceiling < floor => {
+            Err(Error::field("pool.idle_ceiling", format!("must be at least idle_floor, which is {floor}")))
+        }
+        _ => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ use crate::model::lease::EndedAs;
 use crate::model::query::{Page, VmFilter};
 use crate::model::record::Pending;
 use crate::model::vm::VmState;
-use crate::orchestrator::actor::{Actor, Handle};
+use crate::orchestrator::actor::{Actor, Handle, preempted};
 use crate::orchestrator::request::{Caller, Fork, TakeCheckpoint};
 use crate::orchestrator::view::{CheckpointView, VmView};
 use crate::orchestrator::{Orchestrator, leases, pools};
@@ -333,6 +333,10 @@ impl Orchestrator {
         {
             return Err(Error::new(Reason::LeaseNotYours, format!("vm {id} is leased by somebody else"))
                 .with("vm", id));
+        }
+        let suspended = handle.look(|row| row.lease.clone().filter(|_| row.suspended));
+        if let Some(lease) = suspended {
+            return Err(preempted(&lease, &handle.look(|row| row.state_reason.clone())));
         }
         Ok(handle)
     }

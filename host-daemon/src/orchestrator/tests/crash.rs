@@ -82,7 +82,7 @@ fn whatever_was_under_way_is_made_good() {
                     // Whoever holds it can go on: it runs, unless it was told not to.
                     let stopped = matches!(call, "save" | "pause" | "stop");
                     assert!(vm.vm.state == VmState::Running || stopped, "{call} {when:?}: {:?}", vm.vm);
-                    o.release(&admin(), &lease.id, ReleasePolicy::Reset).await.expect("released");
+                    o.release(&admin(), &lease.id, Some(ReleasePolicy::Reset)).await.expect("released");
                 }
                 let size = if call == "define" { 3 } else { 2 };
                 status_when(&o, "desk", &format!("{call} {when:?}: all ready"), |status| status.warm == size)

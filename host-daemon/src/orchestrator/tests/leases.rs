@@ -170,11 +170,14 @@ async fn a_vm_that_fails_its_receipt_is_replaced_and_kept_out_of_use() {
 #[tokio::test]
 async fn a_pool_of_failures_says_so_and_gives_everything_back() {
     let bench = Bench::with_pool(3).await;
-    bench.world.fail("resume", &[Fault::Refused; 3]);
+    // Also what is tried with the last one: its clean state again, then a boot.
+    bench.world.fail("resume", &[Fault::Refused; 30]);
+    bench.world.fail("start", &[Fault::Refused; 30]);
     let request = request("acquire");
     let asked = Acquire { request: Some(request.clone()), ..wanted(LONG) };
     let error = bench.o.acquire(&admin(), asked.clone()).await.expect_err("all fail");
     assert_eq!(error.reason, Reason::HypervisorFailed);
+    bench.world.mend();
     bench.ready("desk", 3).await;
     bench.check().await;
     // The same request again is a new one: it was never answered.
@@ -226,7 +229,7 @@ async fn a_lease_that_is_not_renewed_ends_and_its_vm_is_reset() {
     let other = Caller { name: "other".into(), admin: false };
     for result in [
         bench.o.renew(&other, &granted.lease.id, None).await,
-        bench.o.release(&other, &granted.lease.id, ReleasePolicy::Reset).await,
+        bench.o.release(&other, &granted.lease.id, Some(ReleasePolicy::Reset)).await,
     ] {
         assert_eq!(result.expect_err("not theirs").reason, Reason::LeaseNotYours);
     }
@@ -291,7 +294,7 @@ async fn a_lease_that_ends_while_it_is_made_ready_takes_nothing_from_the_next() 
     let second = tokio::spawn(async move { o.acquire(&admin(), wanted(LONG)).await });
     status_when(&bench.o, "desk", "waiting", |status| status.waiting == 1).await;
     // The first one's VM goes to the second before its checks are through.
-    bench.o.release(&admin(), &lease.id, ReleasePolicy::Reset).await.expect("released");
+    bench.o.release(&admin(), &lease.id, Some(ReleasePolicy::Reset)).await.expect("released");
     let vm = lease.vm.clone();
     until("leased again", async || {
         let row = bench.o.vm(&vm).await.expect("vm").vm;

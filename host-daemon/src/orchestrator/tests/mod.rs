@@ -1,12 +1,17 @@
 //! The orchestrator on a scripted hypervisor: real store, real guest protocol, faults and crashes on demand.
 
 mod crash;
+mod hot;
 mod leases;
 mod moves;
 mod pools;
+mod preempt;
+mod queue;
+mod rollout;
 mod sim;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +25,8 @@ use crate::model::error::Result;
 use crate::model::ids::{PoolId, VmId};
 use crate::model::lease::ReleasePolicy;
 use crate::model::query::{LeaseFilter, Page, RequestId, VmFilter};
-use crate::model::record::{Availability, Outcome, PoolSpec};
+use crate::model::queue::Needs;
+use crate::model::record::{Availability, Outcome, PoolOptions, PoolSpec};
 use crate::model::screen::Size;
 use crate::model::template::{Boot, Network, TemplateSpec};
 use crate::model::vm::VmState;
@@ -44,7 +50,10 @@ fn admin() -> Caller {
 
 fn settings() -> Settings {
     Settings {
+        answer_timeout: Duration::from_secs(5),
         agent_timeout: Duration::from_secs(5),
+        preempt_grace: Duration::ZERO,
+        proof_every: Duration::from_millis(20),
         settle_quiet: Duration::from_millis(1),
         part_time: Duration::ZERO,
         settle_timeout: Duration::from_millis(10),
@@ -54,9 +63,13 @@ fn settings() -> Settings {
 
 /// An orchestrator with the store in `dir` and what `world` has.
 async fn start(dir: &Path, world: &Arc<World>) -> Orchestrator {
+    start_with(dir, world, settings()).await
+}
+
+async fn start_with(dir: &Path, world: &Arc<World>, settings: Settings) -> Orchestrator {
     let store =
         Store::open(&StoreConfig { path: dir.join("store.db"), durable: false }).await.expect("store");
-    Orchestrator::start(store, Arc::new(Sim::new(world)), settings()).await.expect("started")
+    Orchestrator::start(store, Arc::new(Sim::new(world)), settings).await.expect("started")
 }
 
 struct Bench {
@@ -72,13 +85,18 @@ impl Bench {
     }
 
     async fn on(world: Arc<World>, size: u32) -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let o = start(dir.path(), &world).await;
-        make_template(&o).await;
-        o.create_pool(pool("desk", size)).await.expect("pool");
-        let bench = Self { dir, world, o };
+        let bench = Self::of(world, settings(), pool("desk", size)).await;
         bench.ready("desk", size).await;
         bench
+    }
+
+    /// A ready template `linux` and this pool, whatever of it is ready.
+    async fn of(world: Arc<World>, settings: Settings, pool: CreatePool) -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let o = start_with(dir.path(), &world, settings).await;
+        make_template(&o).await;
+        o.create_pool(pool).await.expect("pool");
+        Self { dir, world, o }
     }
 
     async fn acquire(&self) -> Result<Granted> {
@@ -99,6 +117,53 @@ impl Bench {
     /// What must hold whenever nothing is under way.
     async fn check(&self) {
         check(&self.o, &self.world).await;
+    }
+}
+
+/// For tests of the layers above: a pool `desk` of one VM that somebody holds.
+pub(crate) struct Busy {
+    bench: Bench,
+    held: Granted,
+}
+
+impl Busy {
+    pub(crate) async fn new() -> Self {
+        let bench = Bench::with_pool(1).await;
+        let held = bench.acquire().await.expect("granted");
+        Self { bench, held }
+    }
+
+    pub(crate) fn orchestrator(&self) -> Orchestrator {
+        self.bench.o.clone()
+    }
+
+    /// A request that has to wait.
+    pub(crate) fn wanted(&self) -> Acquire {
+        wanted(LONG)
+    }
+
+    /// The VM is given back.
+    pub(crate) async fn release(&self) {
+        release(&self.bench.o, &self.held, ReleasePolicy::Reset).await;
+    }
+
+    /// From now on VMs stand still before they are resumed, or go on.
+    pub(crate) fn stall(&self, yes: bool) {
+        if yes {
+            self.bench.world.gate("resume", sim::When::Before);
+        } else {
+            self.bench.world.ungate();
+        }
+    }
+
+    /// Nobody waits and nothing is held: the VM is ready.
+    pub(crate) async fn ready(&self) {
+        status_when(&self.bench.o, "desk", "ready", |status| (status.warm, status.waiting) == (1, 0)).await;
+        self.bench.check().await;
+    }
+
+    pub(crate) async fn waiting(&self, count: u32) {
+        status_when(&self.bench.o, "desk", "waiting", |status| status.waiting == count).await;
     }
 }
 
@@ -137,12 +202,22 @@ fn pool(name: &str, desired: u32) -> CreatePool {
         max_per_host: 0,
         default_ttl: Duration::from_secs(600),
         max_ttl: Duration::from_secs(3600),
+        options: PoolOptions::default(),
     };
     CreatePool { id: Some(id(name)), spec, request: None }
 }
 
 fn wanted(wait: Duration) -> Acquire {
-    Acquire { pool: id("desk"), ttl: None, wait, purpose: String::new(), request: None }
+    Acquire {
+        pool: Some(id("desk")),
+        priority: 0,
+        needs: Needs::default(),
+        labels: BTreeMap::new(),
+        ttl: None,
+        wait,
+        purpose: String::new(),
+        request: None,
+    }
 }
 
 async fn status_when(
@@ -176,7 +251,7 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 async fn release(o: &Orchestrator, granted: &Granted, policy: ReleasePolicy) {
-    o.release(&admin(), &granted.lease.id, policy).await.expect("released");
+    o.release(&admin(), &granted.lease.id, Some(policy)).await.expect("released");
 }
 
 async fn state(o: &Orchestrator, vm: &VmId) -> VmState {
@@ -200,6 +275,8 @@ async fn check(o: &Orchestrator, world: &World) {
     for view in &vms {
         let row = &view.vm;
         assert_eq!(row.availability == Availability::Leased, row.lease.is_some(), "{row:?}");
+        assert!(!row.suspended || row.lease.is_some(), "suspended without a lease: {row:?}");
+        assert!(!row.hot || row.state == VmState::Running, "hot and not running: {row:?}");
         if let Some(lease) = &row.lease {
             assert!(leases.iter().any(|one| one.id == *lease && one.vm == row.id), "{lease} of {}", row.id);
         }
@@ -210,6 +287,8 @@ async fn check(o: &Orchestrator, world: &World) {
     for lease in &leases {
         let held = vms.iter().filter(|view| view.vm.lease.as_ref() == Some(&lease.id)).count();
         assert_eq!(held, 1, "vms of {}: {lease:?}", lease.id);
+        let suspended = vms.iter().any(|view| view.vm.lease.as_ref() == Some(&lease.id) && view.vm.suspended);
+        assert_eq!(lease.suspended.is_some(), suspended, "{lease:?}");
     }
     let mut rows: Vec<String> = vms.iter().map(|view| view.vm.id.to_string()).collect();
     let mut real = world.names();

@@ -45,6 +45,7 @@ struct Inner {
     faults: HashMap<&'static str, VecDeque<Fault>>,
     gates: Vec<(&'static str, When, Arc<Gate>)>,
     calls: Vec<(&'static str, VmId)>,
+    memory_mb: Option<u64>,
 }
 
 /// How a call fails.
@@ -112,6 +113,16 @@ impl World {
     /// The next calls of this name fail.
     pub(super) fn fail(&self, call: &'static str, faults: &[Fault]) {
         self.lock().faults.entry(call).or_default().extend(faults.iter().copied());
+    }
+
+    /// No call fails any more.
+    pub(super) fn mend(&self) {
+        self.lock().faults.clear();
+    }
+
+    /// VMs can have so much memory in all.
+    pub(super) fn set_memory_mb(&self, total: u64) {
+        self.lock().memory_mb = Some(total);
     }
 
     /// Calls of this name stand still.
@@ -273,6 +284,10 @@ impl Hypervisor for Sim {
 
     fn events(&self) -> Option<mpsc::Receiver<Event>> {
         self.1.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn memory_mb(&self) -> Option<u64> {
+        self.0.lock().memory_mb
     }
 
     async fn recover(&self) -> HvResult<Vec<Found>> {

@@ -127,7 +127,7 @@ async fn events_tell_what_why_who_and_how_long() {
     let alice = Caller { name: "alice".into(), admin: false };
     let granted = bench.o.acquire(&alice, wanted(LONG)).await.expect("granted");
     bench.o.renew(&alice, &granted.lease.id, None).await.expect("renewed");
-    let released = bench.o.release(&alice, &granted.lease.id, ReleasePolicy::Reset);
+    let released = bench.o.release(&alice, &granted.lease.id, Some(ReleasePolicy::Reset));
     asked_by("alice", released).await.expect("released");
     bench.ready("desk", 1).await;
 

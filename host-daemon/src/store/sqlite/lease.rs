@@ -33,6 +33,9 @@ fn read(row: &impl Columns) -> StoreResult<Lease> {
         expires: row.time("expires")?,
         receipt,
         purpose: row.text("purpose")?,
+        priority: i32::try_from(row.int("priority")?).map_err(|_| damaged("priority", "no 32 bits"))?,
+        suspended: row.opt_time("suspended")?,
+        suspend_reason: row.text("suspend_reason")?,
         created: row.time("created")?,
         ended_at: row.opt_time("ended_at")?,
     })
@@ -74,8 +77,9 @@ impl Sqlite {
         vm: &Vm,
         lease: &Lease,
         request: Option<&RequestId>,
-        event: Event,
+        events: Vec<Event>,
     ) -> StoreResult<()> {
+        let receipt = lease.receipt.as_ref().map(|receipt| to_json("receipt", receipt)).transpose()?;
         let (vm, lease, request) = (Arc::new(vm.clone()), lease.clone(), request.cloned());
         self.writer
             .write(move |tx| {
@@ -83,9 +87,10 @@ impl Sqlite {
                 tx.execute_one(
                     "lease",
                     "INSERT INTO leases (id, uid, vm, pool, holder, ended, end_reason, ttl, expires, receipt,
-                        purpose, created, ended_at)
-                     VALUES (?, ?, ?, ?, ?, NULL, '', ?, ?, NULL, ?, ?, NULL)
-                     ON CONFLICT (id) DO UPDATE SET vm = excluded.vm, expires = excluded.expires
+                        purpose, priority, created, ended_at)
+                     VALUES (?, ?, ?, ?, ?, NULL, '', ?, ?, ?, ?, ?, ?, NULL)
+                     ON CONFLICT (id) DO UPDATE SET vm = excluded.vm, expires = excluded.expires,
+                        receipt = excluded.receipt
                         WHERE ended IS NULL",
                     params![
                         lease.id.as_str(),
@@ -95,12 +100,14 @@ impl Sqlite {
                         lease.holder,
                         duration(lease.ttl),
                         micros(lease.expires),
+                        receipt,
                         lease.purpose,
+                        lease.priority,
                         micros(lease.created),
                     ],
                 )?;
                 answer(tx, request.as_ref(), lease.id.as_str(), lease.created)?;
-                tx.event(event)
+                events.into_iter().try_for_each(|event| tx.event(event))
             })
             .await
     }
@@ -120,7 +127,7 @@ impl Sqlite {
                 tx.execute_one(
                     "lease",
                     "UPDATE leases SET ended = ?, end_reason = ?, ended_at = ?
-                     WHERE id = ? AND ended IS NULL AND vm = ? AND expires = ?",
+                     WHERE id = ? AND ended IS NULL AND vm = ? AND expires = ? AND suspended IS ?",
                     params![
                         lease.ended.map(EndedAs::as_str),
                         lease.end_reason,
@@ -128,6 +135,7 @@ impl Sqlite {
                         lease.id.as_str(),
                         lease.vm.as_str(),
                         micros(lease.expires),
+                        lease.suspended.map(micros),
                     ],
                 )?;
                 events.into_iter().try_for_each(|event| tx.event(event))
@@ -163,7 +171,7 @@ impl Sqlite {
     /// Moves the end of a lease.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when the lease has ended.
+    /// [`StoreError::Changed`] when the lease has ended, or is preempted.
     pub async fn renew_lease(
         &self,
         id: &LeaseId,
@@ -174,7 +182,8 @@ impl Sqlite {
         let (id, actor) = (id.clone(), actor.to_owned());
         self.writer
             .write(move |tx| {
-                let sql = "UPDATE leases SET ttl = ?, expires = ? WHERE id = ? AND ended IS NULL RETURNING *";
+                let sql = "UPDATE leases SET ttl = ?, expires = ?
+                           WHERE id = ? AND ended IS NULL AND suspended IS NULL RETURNING *";
                 let lease =
                     change(tx, "renew a lease", sql, params![duration(ttl), micros(expires), id.as_str()])?;
                 tx.event(Event::of_lease(EventKind::LeaseRenewed, &lease, &actor))?;
@@ -218,14 +227,17 @@ impl Sqlite {
     /// [`StoreError::Database`], [`StoreError::Damaged`].
     pub async fn expired_leases(&self, now: Timestamp) -> StoreResult<(Vec<Lease>, Option<Timestamp>)> {
         let rows = sqlx::query(
-            "SELECT * FROM leases WHERE ended IS NULL AND expires <= ? ORDER BY expires LIMIT 100",
+            "SELECT * FROM leases WHERE ended IS NULL AND suspended IS NULL AND expires <= ?
+             ORDER BY expires LIMIT 100",
         )
         .bind(micros(now))
         .fetch_all(&self.readers)
         .await
         .map_err(database("look for expired leases"))?;
         let due: Vec<Lease> = rows.iter().map(read).collect::<StoreResult<_>>()?;
-        let next = sqlx::query("SELECT min(expires) AS next FROM leases WHERE ended IS NULL AND expires > ?")
+        let next = "SELECT min(expires) AS next FROM leases
+             WHERE ended IS NULL AND suspended IS NULL AND expires > ?";
+        let next = sqlx::query(next)
             .bind(micros(now))
             .fetch_one(&self.readers)
             .await

@@ -8,6 +8,7 @@ mod lease;
 mod operation;
 mod pool;
 mod row;
+mod suspend;
 mod template;
 mod vm;
 mod writer;

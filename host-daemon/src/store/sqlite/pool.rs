@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::params;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::row::{Columns as _, damaged, duration, int, micros};
+use super::row::{Columns as _, damaged, duration, int, micros, to_json};
 use super::writer::Tx;
 use super::{Sqlite, answer, constraint, database, failed};
 use crate::model::event::Event;
@@ -30,8 +30,10 @@ fn read(row: &SqliteRow) -> StoreResult<Pool> {
             max_per_host: row.unsigned("max_per_host")?,
             default_ttl: row.span("default_ttl")?,
             max_ttl: row.span("max_ttl")?,
+            options: row.json("options")?,
         },
         deleting: row.flag("deleting")?,
+        paused: row.flag("paused")?,
         created: row.time("created")?,
         updated: row.time("updated")?,
         version: row.unsigned("version")?,
@@ -54,8 +56,8 @@ pub(super) async fn list(readers: &SqlitePool, page: &Page) -> StoreResult<Vec<P
 fn insert_in(tx: &mut Tx<'_>, pool: &Arc<Pool>) -> StoreResult<()> {
     tx.execute(
         "INSERT INTO pools (id, uid, display_name, template, desired, warm, max_per_host, default_ttl, max_ttl,
-            deleting, created, updated, version)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            options, paused, deleting, created, updated, version)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             pool.id.as_str(),
             pool.uid.simple().to_string(),
@@ -66,6 +68,8 @@ fn insert_in(tx: &mut Tx<'_>, pool: &Arc<Pool>) -> StoreResult<()> {
             pool.spec.max_per_host,
             duration(pool.spec.default_ttl),
             duration(pool.spec.max_ttl),
+            to_json("options", &pool.spec.options)?,
+            pool.paused,
             pool.deleting,
             micros(pool.created),
             micros(pool.updated),
@@ -78,25 +82,32 @@ fn insert_in(tx: &mut Tx<'_>, pool: &Arc<Pool>) -> StoreResult<()> {
 }
 
 fn update_in(tx: &mut Tx<'_>, pool: &Arc<Pool>) -> StoreResult<()> {
-    tx.execute_one(
-        "pool",
-        "UPDATE pools SET display_name = ?, desired = ?, warm = ?, max_per_host = ?, default_ttl = ?,
-            max_ttl = ?, deleting = ?, updated = ?, version = ?
+    let updated = tx
+        .execute(
+            "UPDATE pools SET display_name = ?, template = ?, desired = ?, warm = ?, max_per_host = ?,
+            default_ttl = ?, max_ttl = ?, options = ?, paused = ?, deleting = ?, updated = ?, version = ?
          WHERE id = ? AND version = ?",
-        params![
-            pool.spec.display_name,
-            pool.spec.desired,
-            pool.spec.warm,
-            pool.spec.max_per_host,
-            duration(pool.spec.default_ttl),
-            duration(pool.spec.max_ttl),
-            pool.deleting,
-            micros(pool.updated),
-            int(pool.version),
-            pool.id.as_str(),
-            int(pool.version.saturating_sub(1)),
-        ],
-    )?;
+            params![
+                pool.spec.display_name,
+                pool.spec.template.as_str(),
+                pool.spec.desired,
+                pool.spec.warm,
+                pool.spec.max_per_host,
+                duration(pool.spec.default_ttl),
+                duration(pool.spec.max_ttl),
+                to_json("options", &pool.spec.options)?,
+                pool.paused,
+                pool.deleting,
+                micros(pool.updated),
+                int(pool.version),
+                pool.id.as_str(),
+                int(pool.version.saturating_sub(1)),
+            ],
+        )
+        .map_err(constraint("template"))?;
+    if updated != 1 {
+        return Err(StoreError::Changed("pool"));
+    }
     tx.show(RowChange::Pool(Arc::clone(pool)));
     Ok(())
 }
@@ -125,7 +136,7 @@ impl Sqlite {
     /// Writes a pool's settings; its version must be the next one.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when another version is stored, or none.
+    /// [`StoreError::Changed`] when another version is stored, or none; [`StoreError::Referred`] without its template.
     pub async fn update_pool(&self, pool: &Pool, event: Event) -> StoreResult<()> {
         let pool = Arc::new(pool.clone());
         self.writer

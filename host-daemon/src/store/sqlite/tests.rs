@@ -4,7 +4,8 @@ use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::{LeaseFilter, Page, VmFilter};
 use crate::model::record::{
-    Availability, Lease, Operation, Outcome, Phase, Pool, PoolSpec, Template, TemplateState, Vm, Work,
+    Availability, Lease, Operation, Outcome, Phase, Pool, PoolOptions, PoolSpec, Template, TemplateState, Vm,
+    Work,
 };
 use crate::model::screen::Size;
 use crate::model::template::{Boot, Network, TemplateSpec};
@@ -76,8 +77,10 @@ fn pool() -> Pool {
             max_per_host: 0,
             default_ttl: Duration::from_secs(600),
             max_ttl: Duration::from_secs(86_400),
+            options: PoolOptions::default(),
         },
         deleting: false,
+        paused: false,
         created: now(),
         updated: now(),
         version: 1,
@@ -98,6 +101,9 @@ fn vm(name: &str, number: u128) -> Vm {
         lease: None,
         pending: None,
         clean: true,
+        uses: 0,
+        hot: false,
+        suspended: false,
         epoch: 0,
         ip_address: String::new(),
         memory_mb: 512,
@@ -124,6 +130,9 @@ fn lease(name: &str, number: u128, vm: &Vm) -> Lease {
         expires: now() + Duration::from_secs(60),
         receipt: None,
         purpose: "test".into(),
+        priority: 3,
+        suspended: None,
+        suspend_reason: String::new(),
         created: now(),
         ended_at: None,
     }
@@ -177,12 +186,12 @@ async fn two_leases_never_get_one_vm() {
     let free = vm("browsers-0", 10);
     let first = lease("l-1", 20, &free);
     let second = lease("l-2", 21, &free);
-    store.grant(&leased(&free, &first), &first, None, event()).await.expect("the first gets it");
-    let stale = store.grant(&leased(&free, &second), &second, None, event()).await;
+    store.grant(&leased(&free, &first), &first, None, vec![event()]).await.expect("the first gets it");
+    let stale = store.grant(&leased(&free, &second), &second, None, vec![event()]).await;
     assert!(matches!(stale, Err(StoreError::Changed("vm"))), "{stale:?}");
     let mut forced = leased(&free, &second);
     forced.version += 1;
-    let forced = store.grant(&forced, &second, None, event()).await;
+    let forced = store.grant(&forced, &second, None, vec![event()]).await;
     assert!(matches!(forced, Err(StoreError::Exists("lease"))), "{forced:?}");
     let kept = store.vm(&free.id).await.expect("read").expect("there");
     assert_eq!(kept.lease, Some(first.id), "the loser's write was rolled back whole");
@@ -194,13 +203,13 @@ async fn a_lease_moves_to_another_vm_and_ends_once() {
     let (a, b) = (vm("browsers-0", 10), vm("browsers-1", 11));
     let mut held = lease("l-1", 20, &a);
     let bad = leased(&a, &held);
-    store.grant(&bad, &held, None, event()).await.expect("granted");
+    store.grant(&bad, &held, None, vec![event()]).await.expect("granted");
     let quarantined =
         Vm { availability: Availability::Quarantined, lease: None, version: bad.version + 1, ..bad };
     store.update_vm(&quarantined, event()).await.expect("quarantined");
     held.vm = b.id.clone();
     let good = leased(&b, &held);
-    store.grant(&good, &held, None, event()).await.expect("moved");
+    store.grant(&good, &held, None, vec![event()]).await.expect("moved");
     assert_eq!(store.lease(&held.id).await.expect("read").expect("there").vm, b.id);
 
     let ended = Lease { ended: Some(EndedAs::Expired), ended_at: Some(now()), ..held.clone() };
@@ -221,8 +230,8 @@ async fn expiry_tells_what_is_due_and_what_comes_next() {
     let (a, b) = (vm("browsers-0", 10), vm("browsers-1", 11));
     let first = lease("l-1", 20, &a);
     let later = Lease { expires: now() + Duration::from_secs(600), ..lease("l-2", 21, &b) };
-    store.grant(&leased(&a, &first), &first, None, event()).await.expect("granted");
-    store.grant(&leased(&b, &later), &later, None, event()).await.expect("granted");
+    store.grant(&leased(&a, &first), &first, None, vec![event()]).await.expect("granted");
+    store.grant(&leased(&b, &later), &later, None, vec![event()]).await.expect("granted");
     let (due, next) = store.expired_leases(now() + Duration::from_secs(60)).await.expect("read");
     assert_eq!(due, [first]);
     assert_eq!(next, Some(later.expires));

@@ -47,6 +47,9 @@ fn read(row: &SqliteRow) -> StoreResult<Vm> {
         lease: row.opt_parsed("lease")?,
         pending: row.opt_choice("pending", |text| value_of(&PENDINGS, text))?,
         clean: row.flag("clean")?,
+        uses: row.unsigned("uses")?,
+        hot: row.flag("hot")?,
+        suspended: row.flag("suspended")?,
         epoch: row.unsigned("epoch")?,
         ip_address: row.text("ip_address")?,
         memory_mb: row.unsigned("memory_mb")?,
@@ -65,7 +68,8 @@ pub(super) fn update_in(tx: &mut Tx<'_>, vm: &Arc<Vm>) -> StoreResult<()> {
     tx.execute_one(
         "vm",
         "UPDATE vms SET pool = ?, state = ?, state_reason = ?, state_since = ?, availability = ?, lease = ?,
-            pending = ?, clean = ?, epoch = ?, ip_address = ?, last_resumed = ?, updated = ?, version = ?
+            pending = ?, clean = ?, uses = ?, hot = ?, suspended = ?, epoch = ?, ip_address = ?, last_resumed = ?,
+            updated = ?, version = ?
          WHERE id = ? AND version = ?",
         params![
             vm.pool.as_ref().map(PoolId::as_str),
@@ -76,6 +80,9 @@ pub(super) fn update_in(tx: &mut Tx<'_>, vm: &Arc<Vm>) -> StoreResult<()> {
             vm.lease.as_ref().map(AsRef::<str>::as_ref),
             vm.pending.as_ref().map(|pending| text_of(&PENDINGS, pending)),
             vm.clean,
+            vm.uses,
+            vm.hot,
+            vm.suspended,
             int(vm.epoch),
             vm.ip_address,
             vm.last_resumed.map(micros),

@@ -4,10 +4,13 @@ use std::future::IntoFuture;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::stream::StreamExt as _;
+
 use crate::client::{Client, fresh_id};
 use crate::desktop::Desktop;
 use crate::error::{Error, Result};
-use crate::v1::AcquireVmRequest;
+use crate::v1::watch_acquire_response::Update;
+use crate::v1::{AcquireRequirements, AcquireVmRequest, WatchAcquireResponse};
 
 /// A request for a desktop; await it. Dropping the future gives the place in the queue back.
 #[derive(Clone, Debug)]
@@ -18,7 +21,8 @@ pub struct Acquire {
 }
 
 impl Client {
-    /// Asks for a clean desktop from a pool, by id or name.
+    /// Asks for a clean desktop from a pool, by id or name. Empty: from any pool that has what is required, see
+    /// [`Acquire::label`], [`Acquire::template`] and [`Acquire::gpu`].
     pub fn acquire(&self, pool: &str) -> Acquire {
         let request =
             AcquireVmRequest { pool: pool.to_owned(), request_id: fresh_id(), ..AcquireVmRequest::default() };
@@ -44,6 +48,61 @@ impl Acquire {
     pub fn purpose(mut self, purpose: impl Into<String>) -> Self {
         self.request.purpose = purpose.into();
         self
+    }
+
+    /// -100 to 100, default 0; higher ones are served earlier, and may preempt lower ones where the pool says so.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.request.priority = priority;
+        self
+    }
+
+    /// The pool must have this label.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.required().labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// The VM must be of this template, by id or name.
+    pub fn template(mut self, template: impl Into<String>) -> Self {
+        self.required().template = template.into();
+        self
+    }
+
+    /// The VM must have a share of a GPU.
+    pub fn gpu(mut self, yes: bool) -> Self {
+        self.required().gpu = yes;
+        self
+    }
+
+    fn required(&mut self) -> &mut AcquireRequirements {
+        self.request.requirements.get_or_insert_default()
+    }
+
+    /// Gets the desktop as awaiting this does, and tells meanwhile how it stands. A connection that breaks is no reason to
+    /// lose it: the same request is asked again, without word on how it stands.
+    ///
+    /// # Errors
+    /// As [`Client::acquire_vm`].
+    pub async fn watched(self, mut tell: impl FnMut(&Update)) -> Result<Desktop> {
+        let mut updates = match self.client.watch_acquire(self.request.clone()).await {
+            Ok(updates) => Box::pin(updates),
+            Err(error) if error.is_transport() => return self.await,
+            Err(error) => return Err(error),
+        };
+        while let Some(update) = updates.next().await {
+            match update {
+                Ok(WatchAcquireResponse { update: Some(Update::Granted(answer)) }) => {
+                    let lease = answer.lease.ok_or(Error::Protocol("an acquire without a lease"))?;
+                    return Ok(Desktop::new(self.client, lease, answer.vm.unwrap_or_default()));
+                }
+                Ok(WatchAcquireResponse { update: Some(update) }) => tell(&update),
+                // Of a newer daemon.
+                Ok(WatchAcquireResponse { update: None }) => {}
+                Err(error) if error.is_transport() => return self.await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Protocol("an acquire that ended without a lease"))
     }
 
     /// UUID of the request; default: a random one. A program that writes it down first gets the same lease again after

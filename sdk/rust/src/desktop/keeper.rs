@@ -3,7 +3,7 @@
 //! It renews when a third of the TTL has gone by, so two renewals can fail before the lease is in danger. A failure to
 //! reach the daemon is tried again, each time after an eighth of what is left (never under a second), until the TTL
 //! counted from the last success is over: the daemon has then ended the lease by its own clock. An answer that the
-//! lease is gone ends it at once.
+//! lease is gone ends it at once; one that it is preempted does not, its life stands still meanwhile.
 
 use std::time::Duration;
 
@@ -19,6 +19,11 @@ use crate::v1::Lease;
 
 /// Taken for a lease that does not tell its TTL; the shortest one that is legal.
 const SHORTEST_TTL: Duration = Duration::from_secs(10);
+
+/// The daemon's word for a lease that goes on later.
+const PREEMPTED: &str = "LEASE_PREEMPTED";
+/// Between two looks at a preempted lease: soon after it goes on it must be renewed.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
 /// A lease is over although nobody here gave it back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,6 +113,13 @@ async fn keep(client: &Client, name: &str, mut ttl: Duration) -> LeaseLost {
                 Ok(Ok(lease)) => {
                     renewed = asked;
                     ttl = lease.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or(ttl);
+                    break;
+                }
+                Ok(Err(error)) if error.reason() == Some(PREEMPTED) => {
+                    // Its life stands still, and goes on with what was left of it, at least the present third.
+                    tracing::debug!(lease = name, "preempted, waiting");
+                    sleep((ttl / 8).clamp(Duration::from_secs(1), LONGEST_LOOK)).await;
+                    renewed = Instant::now().checked_sub(ttl / 3).unwrap_or_else(Instant::now);
                     break;
                 }
                 Ok(Err(error)) if is_final(&error) => {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use hvkube_proto::google::longrunning::operations_server::Operations;
 use hvkube_proto::google::longrunning::{self as lro, Operation, operation};
 use hvkube_sdk::v1::host_service_server::HostService;
@@ -222,6 +223,32 @@ impl LeaseService for Fake {
         Ok(Response::new(v1::ListLeasesResponse::default()))
     }
 
+    type WatchAcquireStream = BoxStream<'static, Result<v1::WatchAcquireResponse, Status>>;
+
+    async fn watch_acquire(
+        &self,
+        request: Request<v1::WatchAcquireRequest>,
+    ) -> Result<Response<Self::WatchAcquireStream>, Status> {
+        use v1::watch_acquire_response::Update;
+        let wanted = request.into_inner().acquire.unwrap_or_default();
+        let queued = v1::AcquireQueued {
+            pool: wanted.pool.clone(),
+            position: 2,
+            waiting: 3,
+            eta: Some(prost_types::Duration { seconds: 40, nanos: 0 }),
+            reason: "all vms are leased".into(),
+        };
+        let preparing = v1::AcquirePreparing { vm: "vms/browser-1".into() };
+        let first = [Update::Queued(queued), Update::Preparing(preparing)];
+        let fake = self.clone();
+        let last = async move {
+            let answer = fake.acquire_vm(Request::new(wanted)).await?.into_inner();
+            Ok(v1::WatchAcquireResponse { update: Some(Update::Granted(answer)) })
+        };
+        let first = first.map(|update| Ok(v1::WatchAcquireResponse { update: Some(update) }));
+        Ok(Response::new(stream::iter(first).chain(stream::once(last)).boxed()))
+    }
+
     unimplemented_methods! {
         get_lease(v1::GetLeaseRequest) -> v1::Lease;
     }
@@ -291,6 +318,8 @@ impl PoolService for Fake {
 
     unimplemented_methods! {
         get_pool(v1::GetPoolRequest) -> v1::Pool;
+        pause_pool(v1::PausePoolRequest) -> v1::Pool;
+        resume_pool(v1::ResumePoolRequest) -> v1::Pool;
         delete_pool(v1::DeletePoolRequest) -> ();
     }
 }
