@@ -29,6 +29,8 @@ pub enum Class {
     Unavailable,
     /// The time is over.
     DeadlineExceeded,
+    /// What was asked for is no longer, or not yet, there.
+    OutOfRange,
     /// A bug, or a broken host.
     Internal,
 }
@@ -107,6 +109,10 @@ reasons! {
     ImageChanged = "IMAGE_CHANGED", FailedPrecondition;
     /// A saved state of another QEMU version or machine.
     StateIncompatible = "STATE_INCOMPATIBLE", FailedPrecondition;
+    /// The agent has ended.
+    AgentEnded = "AGENT_ENDED", FailedPrecondition;
+    /// The worker's claim on the agent is over.
+    AgentClaimLost = "AGENT_CLAIM_LOST", FailedPrecondition;
     /// Another version is current.
     StaleEtag = "STALE_ETAG", Aborted;
     /// Another move of the VM is under way.
@@ -115,6 +121,8 @@ reasons! {
     InputOutcomeUnknown = "INPUT_OUTCOME_UNKNOWN", Aborted;
     /// Somebody else holds the lease.
     LeaseNotYours = "LEASE_NOT_YOURS", PermissionDenied;
+    /// Somebody else submitted, or claimed, the agent.
+    AgentNotYours = "AGENT_NOT_YOURS", PermissionDenied;
     /// The desktop user may not.
     GuestPermissionDenied = "GUEST_PERMISSION_DENIED", PermissionDenied;
     /// No token, or an unknown one.
@@ -123,10 +131,14 @@ reasons! {
     PoolExhausted = "POOL_EXHAUSTED", ResourceExhausted;
     /// The encoded picture is larger than asked.
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
+    /// The agent keeps as many pictures as it may.
+    TooManyScreenshots = "TOO_MANY_SCREENSHOTS", ResourceExhausted;
     /// No session with the guest's agent.
     AgentNotConnected = "AGENT_NOT_CONNECTED", Unavailable;
     /// The daemon is stopping.
     ShuttingDown = "SHUTTING_DOWN", Unavailable;
+    /// What happened since that revision is no longer known; begin anew.
+    RevisionGone = "REVISION_GONE", OutOfRange;
     /// A deadline passed.
     DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded;
     /// The hypervisor failed.

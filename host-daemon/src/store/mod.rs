@@ -8,7 +8,7 @@ mod sqlite;
 
 use std::path::PathBuf;
 
-pub use sqlite::Sqlite as Store;
+pub use sqlite::{AgentFeed, NextAgent, Sqlite as Store};
 
 /// How the store is opened.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 //! Writers queue for the one writing connection instead of meeting in SQLite's busy handler, which is neither fair nor
 //! bounded; the busy timeout is for other processes (a backup, a curious person with a shell).
 
+mod agent;
 mod lease;
 mod operation;
 mod pool;
@@ -22,6 +23,7 @@ use sqlx::{Row as _, Transaction};
 
 use super::{Answered, StoreConfig, StoreError, StoreResult};
 use crate::model::query::RequestId;
+pub use agent::{AgentFeed, NextAgent};
 use row::micros;
 
 /// Readers in parallel: more than cores do not help, fewer make lists wait for each other.
