@@ -39,7 +39,11 @@ impl Deadline {
 const MAX_CALL: Duration = Duration::from_secs(24 * 3600);
 
 /// Streams that never end by themselves.
-const ENDLESS: &[&str] = &["/hvkube.v1.DesktopService/StreamScreenshots", "/grpc.health.v1.Health/Watch"];
+const ENDLESS: &[&str] = &[
+    "/hvkube.v1.DesktopService/StreamScreenshots",
+    "/hvkube.v1.AgentService/WatchAgents",
+    "/grpc.health.v1.Health/Watch",
+];
 
 /// The two moments of a shutdown that calls must know of.
 #[derive(Debug, Clone, Default)]

@@ -5,6 +5,7 @@
 //! (`convert`), asks the orchestrator, and turns the answer back. It decides nothing itself. Errors of the domain become
 //! statuses in `status` and nowhere else.
 
+mod agent;
 mod auth;
 mod convert;
 mod deadline;

@@ -11,7 +11,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use super::deadline::{self, Stopping};
 use super::tokens::Tokens;
-use super::{auth, desktop, health, host, lease, operations, pool, template, vm};
+use super::{agent, auth, desktop, health, host, lease, operations, pool, template, vm};
 use crate::orchestrator::Orchestrator;
 
 /// Largest request: a file part or text of 1 MiB, or a batch of 1024 events, with room around it.
@@ -81,6 +81,7 @@ impl Services {
         add!(routes, v1::vm_service_server::VmServiceServer<_>, vm::VmService(of()));
         add!(routes, v1::lease_service_server::LeaseServiceServer<_>, lease::LeaseService(of()));
         add!(routes, v1::desktop_service_server::DesktopServiceServer<_>, desktop);
+        add!(routes, v1::agent_service_server::AgentServiceServer<_>, agent::AgentService(of()));
         add!(routes, v1::host_service_server::HostServiceServer<_>, host::HostService(of()));
         add!(routes, OperationsServer<_>, operations::Operations(of()));
         Ok(with_common(routes, health)?.into_axum_router())

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use config::{FileFormat, Source as _, Value, ValueKind};
 
-use super::show::{KEYS, LISTS};
+use super::show::{KEYS, LISTS, WORKFLOW};
 use super::{Config, Dirs};
+use crate::model::agent::is_workflow_name;
 use crate::model::input::SettleOptions;
 
 const PREFIX: &str = "HVKUBED_";
@@ -134,7 +136,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 
 /// A value that was written without TOML around it; lists have `:` between their entries.
 fn text(key: &str, value: &str) -> Value {
-    if LISTS.contains(&key) {
+    if LISTS.contains(&key) || key.starts_with("workflows.") && key.ends_with(".argv") {
         let entries: Vec<String> = value.split(':').filter(|e| !e.is_empty()).map(str::to_owned).collect();
         return entries.into();
     }
@@ -219,6 +221,21 @@ fn check(config: &Config, origins: &BTreeMap<String, String>) -> Result<(), Conf
             return refuse(key, "must be more than 0");
         }
     }
+    let times = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+    if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&config.agents.claim_ttl) {
+        return refuse("agents.claim_ttl", "must be from 1s to 1h");
+    }
+    if config.agents.per_pool == 0 {
+        return refuse("agents.per_pool", "must be at least 1");
+    }
+    for (name, workflow) in &config.workflows {
+        if workflow.argv.first().is_none_or(String::is_empty) {
+            return refuse(&format!("workflows.{name}.argv"), "must name a program");
+        }
+        if !times.contains(&workflow.timeout) {
+            return refuse(&format!("workflows.{name}.timeout"), "must be from 1s to 24h");
+        }
+    }
     if config.orchestrator.settle_quiet > SettleOptions::MAX_QUIET {
         return refuse("orchestrator.settle_quiet", "must be at most 10s");
     }
@@ -265,6 +282,18 @@ fn known(key: &str, origin: &str) -> Result<(), ConfigError> {
     if KEYS.iter().any(|known| known.path == key) {
         return Ok(());
     }
+    if let Some((name, setting)) = key.strip_prefix("workflows.").and_then(|rest| rest.split_once('.')) {
+        let hint = if !is_workflow_name(name) {
+            format!(
+                "the name {name:?} must be 1 to 63 characters of a-z, 0-9, - and _, and begin with one of the first two"
+            )
+        } else if WORKFLOW.contains(&setting) {
+            return Ok(());
+        } else {
+            format!("a workflow has {}", WORKFLOW.join(", "))
+        };
+        return Err(ConfigError::UnknownKey { key: key.into(), origin: origin.into(), hint });
+    }
     let section = key.split_once('.').map_or(key, |(section, _)| section);
     let inside: Vec<_> =
         KEYS.iter().filter_map(|known| known.path.strip_prefix(section)?.strip_prefix('.')).collect();
@@ -281,7 +310,6 @@ mod tests {
     use super::*;
     use crate::config::HypervisorKind;
     use crate::hypervisor::qemu::AccelChoice;
-    use std::time::Duration;
 
     fn sources(file: Option<&Path>) -> Sources {
         Sources {

@@ -7,6 +7,7 @@ mod duration;
 pub mod load;
 pub mod show;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +17,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::hypervisor::process::ProcessConfig;
 use crate::hypervisor::qemu::{AccelChoice, ForkChoice, QemuConfig};
+use crate::orchestrator::agents::AgentSettings;
+use crate::orchestrator::agents::request::GuestWorkflow;
 use crate::orchestrator::settings::Settings;
 use crate::store::StoreConfig;
 
@@ -39,12 +42,17 @@ pub struct Config {
     pub process: Process,
     /// VMs, pools and leases.
     pub orchestrator: Orchestrator,
+    /// Agents: tasks that run on desktops.
+    pub agents: Agents,
     /// The database.
     pub store: Store,
     /// What is written to standard error.
     pub log: Log,
     /// How the daemon stops.
     pub shutdown: Shutdown,
+    /// Workflows that are programs in guests, by name.
+    #[serde(default)]
+    pub workflows: BTreeMap<String, Workflow>,
 }
 
 /// What runs the VMs.
@@ -115,6 +123,64 @@ pub struct Orchestrator {
     pub keep_ended: Duration,
     /// See [`Settings::apply_identity`].
     pub apply_identity: bool,
+}
+
+/// Settings of agents; see [`AgentSettings`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agents {
+    /// See [`AgentSettings::claim_ttl`].
+    #[serde(with = "duration")]
+    pub claim_ttl: Duration,
+    /// See [`AgentSettings::keep_ended`].
+    #[serde(with = "duration")]
+    pub keep_ended: Duration,
+    /// See [`AgentSettings::keep_screenshots`].
+    #[serde(with = "duration")]
+    pub keep_screenshots: Duration,
+    /// See [`AgentSettings::per_pool`].
+    pub per_pool: usize,
+}
+
+/// A workflow that is a program in guests; see [`GuestWorkflow`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workflow {
+    /// Program and arguments, run without a shell.
+    #[serde(default)]
+    pub argv: Vec<String>,
+    /// Directory to start in; empty: the desktop user's home.
+    #[serde(default)]
+    pub cwd: String,
+    /// How long an attempt may take, where the submitter does not say.
+    #[serde(with = "duration", default = "workflow_timeout")]
+    pub timeout: Duration,
+    /// Run as root instead of the desktop user.
+    #[serde(default)]
+    pub as_root: bool,
+    /// Keep a picture of the screen when the program has ended.
+    #[serde(default = "yes")]
+    pub screenshot: bool,
+}
+
+fn workflow_timeout() -> Duration {
+    Duration::from_secs(30 * 60)
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl From<&Workflow> for GuestWorkflow {
+    fn from(from: &Workflow) -> Self {
+        Self {
+            argv: from.argv.clone(),
+            cwd: from.cwd.clone(),
+            timeout: from.timeout,
+            as_root: from.as_root,
+            screenshot: from.screenshot,
+        }
+    }
 }
 
 /// Settings of the database.
@@ -200,6 +266,12 @@ impl Config {
                 keep_ended: settings.keep_ended,
                 apply_identity: settings.apply_identity,
             },
+            agents: Agents {
+                claim_ttl: settings.agents.claim_ttl,
+                keep_ended: settings.agents.keep_ended,
+                keep_screenshots: settings.agents.keep_screenshots,
+                per_pool: settings.agents.per_pool,
+            },
             store: Store { path: PathBuf::new(), synchronous: true },
             log: Log { level: "info".into(), format: LogFormat::Full },
             shutdown: Shutdown {
@@ -207,6 +279,7 @@ impl Config {
                 moves_timeout: settings.drain_timeout,
                 save_vms: settings.save_on_shutdown,
             },
+            workflows: BTreeMap::new(),
         }
     }
 
@@ -246,6 +319,19 @@ impl Config {
             save_on_shutdown: self.shutdown.save_vms,
             drain_timeout: self.shutdown.moves_timeout,
             apply_identity: from.apply_identity,
+            agents: self.agent_settings(),
+        }
+    }
+
+    fn agent_settings(&self) -> AgentSettings {
+        let from = &self.agents;
+        AgentSettings {
+            dir: self.state_dir.join("agents"),
+            claim_ttl: from.claim_ttl,
+            keep_ended: from.keep_ended,
+            keep_screenshots: from.keep_screenshots,
+            per_pool: from.per_pool,
+            workflows: self.workflows.iter().map(|(name, from)| (name.clone(), from.into())).collect(),
         }
     }
 

@@ -142,6 +142,8 @@ pub struct AgentSpec {
 /// A hold on an agent.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Claim {
+    /// Tells it from every other one, also before it has its epoch.
+    pub id: Uuid,
     /// Who does the work.
     pub runner: Runner,
     /// Name of the token that holds the lease.
@@ -285,7 +287,8 @@ impl Agent {
     /// those that have not waited long.
     #[must_use]
     pub fn rank(&self) -> i64 {
-        let head_start = i64::try_from(AGEING.as_micros()).unwrap_or(i64::MAX) * i64::from(self.spec.priority);
+        let head_start =
+            i64::try_from(AGEING.as_micros()).unwrap_or(i64::MAX) * i64::from(self.spec.priority);
         self.created.as_microsecond().saturating_sub(head_start)
     }
 
@@ -413,8 +416,11 @@ impl Agent {
                 error
             }
         };
-        self.outcome =
-            Some(AgentOutcome { success: self.status == AgentStatus::Completed, error, duration: self.lasted(now) });
+        self.outcome = Some(AgentOutcome {
+            success: self.status == AgentStatus::Completed,
+            error,
+            duration: self.lasted(now),
+        });
         Ok(())
     }
 

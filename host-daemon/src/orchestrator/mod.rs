@@ -10,6 +10,7 @@
 //! domain errors.
 
 mod actor;
+pub mod agents;
 mod calls;
 mod errors;
 mod leases;
@@ -55,6 +56,7 @@ struct Shared {
     registry: Registry,
     pools: Pools,
     leases: Leases,
+    agents: agents::Agents,
     operations: Operations,
     /// Every task of the orchestrator, so that a stop can wait for them.
     tasks: TaskTracker,
@@ -83,6 +85,7 @@ impl Orchestrator {
             registry: Registry::default(),
             pools: Pools::new(needs_memory),
             leases: Leases::default(),
+            agents: agents::Agents::default(),
             operations: Operations::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -93,7 +96,11 @@ impl Orchestrator {
             shared.tasks.spawn(dispatch(Arc::clone(&shared), events));
         }
         shared.tasks.spawn(leases::expire(Arc::clone(&shared)));
-        Ok(Self(shared))
+        let this = Self(shared);
+        agents::recover(&this).await?;
+        this.0.tasks.spawn(agents::dispatch(this.clone()));
+        this.0.tasks.spawn(agents::sweep(Arc::clone(&this.0)));
+        Ok(this)
     }
 
     /// Stops: callers who wait are sent away, moves under way are finished, running VMs are saved or left running as

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::agents::AgentSettings;
+
 /// Knobs of the orchestrator.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -34,6 +36,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Apply a fork's own hostname, machine id and MAC address in the guest.
     pub apply_identity: bool,
+    /// Agents.
+    pub agents: AgentSettings,
 }
 
 impl Default for Settings {
@@ -52,6 +56,7 @@ impl Default for Settings {
             save_on_shutdown: true,
             drain_timeout: Duration::from_secs(30),
             apply_identity: true,
+            agents: AgentSettings::default(),
         }
     }
 }

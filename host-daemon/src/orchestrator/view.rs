@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::hypervisor::{BackendFacts, Capabilities, VmFiles};
-use crate::model::ids::VmId;
+use crate::model::ids::{AgentId, VmId};
 use crate::model::record::{Lease, Pool, Vm};
 
 /// A VM as it is now.
@@ -19,6 +19,8 @@ pub struct VmView {
     pub resident_bytes: u64,
     /// Where its files are.
     pub files: VmFiles,
+    /// The agent that runs on it.
+    pub agent: Option<AgentId>,
 }
 
 /// What is known of a guest.

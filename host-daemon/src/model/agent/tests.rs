@@ -55,6 +55,7 @@ fn agent(max_attempts: u32) -> Agent {
 
 fn claim(runner: Runner) -> Claim {
     Claim {
+        id: Uuid::from_u128(9),
         runner,
         holder: "ci".into(),
         worker: "w1".into(),

@@ -11,12 +11,12 @@
 //! the lease has ended; so a daemon that dies anywhere leaves rows from which [`recover`] finds every lease.
 
 mod calls;
+mod feed;
 mod guest;
 pub mod request;
 mod shots;
 mod supervise;
 mod sweep;
-mod watch;
 mod worker;
 
 use std::collections::{HashMap, VecDeque};
@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::view::Granted;
 use super::{Orchestrator, Shared, leases};
@@ -35,8 +36,8 @@ use crate::model::lease::EndedAs;
 use crate::model::query::RequestId;
 use crate::model::record::Pending;
 use crate::store::StoreError;
+pub use feed::{AgentChange, WatchPhase};
 use request::GuestWorkflow;
-pub use watch::{AgentChange, WatchPhase};
 
 pub(super) use guest::dispatch;
 pub(super) use sweep::{recover, sweep};
@@ -79,18 +80,28 @@ impl Default for AgentSettings {
 struct Active {
     epoch: u64,
     vm: Option<VmId>,
+    /// Counts changes of the agent's row.
+    poke: watch::Sender<u64>,
+}
+
+/// Deletions while the daemon ran.
+#[derive(Default)]
+struct Deleted {
+    /// With their revisions, oldest first.
+    last: VecDeque<(u64, AgentId)>,
+    /// Those up to this revision are forgotten.
+    forgotten: u64,
 }
 
 /// What is known of agents while the daemon runs.
 #[derive(Default)]
 pub(super) struct Agents {
     /// Counts moments at which somebody who waits for an agent should look again.
-    free: tokio::sync::watch::Sender<u64>,
+    free: watch::Sender<u64>,
     /// Counts changes of any agent.
-    changes: tokio::sync::watch::Sender<u64>,
+    changes: watch::Sender<u64>,
     active: Mutex<HashMap<AgentId, Active>>,
-    /// Deletions with their revisions, oldest first.
-    deleted: Mutex<VecDeque<(u64, AgentId)>>,
+    deleted: Mutex<Deleted>,
     /// Pictures are kept one after another: their names are numbers. They are rare.
     keeping: tokio::sync::Mutex<()>,
 }
@@ -110,6 +121,11 @@ impl Agents {
         self.active().get(id).is_some_and(|active| active.epoch == epoch)
     }
 
+    /// Changes of one agent's row, as long as its claim is worked on.
+    fn pokes(&self, id: &AgentId) -> Option<watch::Receiver<u64>> {
+        self.active().get(id).map(|active| active.poke.subscribe())
+    }
+
     fn has_vm(&self, id: &AgentId, vm: &VmId) {
         if let Some(active) = self.active().get_mut(id) {
             active.vm = Some(vm.clone());
@@ -123,6 +139,9 @@ impl Agents {
 
     fn changed(&self, agent: &Agent) {
         self.changes.send_modify(|count| *count += 1);
+        if let Some(active) = self.active().get(&agent.id) {
+            active.poke.send_modify(|count| *count += 1);
+        }
         if agent.claim.is_none() && !agent.status.is_final() {
             self.look_again();
         }
@@ -130,11 +149,21 @@ impl Agents {
 
     fn deleted(&self, revision: u64, ids: Vec<AgentId>) {
         let mut deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
-        deleted.extend(ids.into_iter().map(|id| (revision, id)));
-        let beyond = deleted.len().saturating_sub(DELETED);
-        deleted.drain(..beyond);
+        deleted.last.extend(ids.into_iter().map(|id| (revision, id)));
+        while deleted.last.len() > DELETED
+            && let Some((revision, _)) = deleted.last.pop_front()
+        {
+            deleted.forgotten = revision;
+        }
         drop(deleted);
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Agents that were deleted behind a revision; none when they are no longer known.
+    fn deleted_behind(&self, revision: u64) -> Option<Vec<AgentId>> {
+        let deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
+        let behind = deleted.last.iter().filter(|(at, _)| *at > revision).map(|(_, id)| id.clone());
+        (revision >= deleted.forgotten).then(|| behind.collect())
     }
 }
 
@@ -147,7 +176,7 @@ struct Busy {
 
 impl Busy {
     fn new(shared: &Arc<Shared>, agent: &Agent) -> Self {
-        let active = Active { epoch: agent.epoch, vm: agent.vm.clone() };
+        let active = Active { epoch: agent.epoch, vm: None, poke: watch::Sender::new(0) };
         shared.agents.active().insert(agent.id.clone(), active);
         Self { shared: Arc::clone(shared), id: agent.id.clone(), epoch: agent.epoch }
     }

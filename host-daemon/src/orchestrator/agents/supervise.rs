@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::{Busy, give_back, set_back, stored};
 use crate::model::agent::{Agent, Setback};
-use crate::model::ids::{AgentId, LeaseId};
 use crate::model::error::Reason;
+use crate::model::ids::{AgentId, LeaseId};
 use crate::orchestrator::Orchestrator;
 use crate::orchestrator::request::Caller;
 
@@ -47,7 +47,7 @@ pub(super) fn start(o: &Orchestrator, agent: &Agent, busy: Busy) {
 /// Completes when the claim is over.
 pub(super) async fn over(o: &Orchestrator, id: &AgentId, epoch: u64) -> Over {
     let shared = &o.0;
-    let mut changes = shared.agents.changes.subscribe();
+    let Some(mut changes) = shared.agents.pokes(id) else { return Over::Ended };
     let mut renew_at = Instant::now();
     loop {
         changes.borrow_and_update();
@@ -90,7 +90,8 @@ pub(super) async fn over(o: &Orchestrator, id: &AgentId, epoch: u64) -> Over {
         tokio::select! {
             () = shared.stopping.cancelled() => return Over::Stopping,
             () = vm_lost(o, &agent, lease) => return Over::SetBack(lease_end(o, lease).await),
-            () = row_changed(o, &mut changes, &agent) => {}
+            // An error means that the next claim took the place: the row tells.
+            _ = changes.changed() => {}
             () = tokio::time::sleep(next) => {}
             () = tokio::time::sleep_until(renew_at) => {}
         }
@@ -113,14 +114,4 @@ async fn vm_lost(o: &Orchestrator, agent: &Agent, lease: &LeaseId) {
     let Some(handle) = agent.vm.as_ref().and_then(|vm| o.0.registry.get(vm).ok()) else { return };
     // The row's sender goes with the VM, which is a loss too.
     let _ = handle.rows().wait_for(|row| row.lease.as_ref() != Some(lease)).await;
-}
-
-/// Completes when this agent's row has changed; other agents' changes are looked through without their input.
-async fn row_changed(o: &Orchestrator, changes: &mut tokio::sync::watch::Receiver<u64>, agent: &Agent) {
-    while changes.changed().await.is_ok() {
-        match o.0.store.agent_version(agent.number).await {
-            Ok(Some(version)) if version == agent.version => {}
-            _ => return,
-        }
-    }
 }

@@ -338,6 +338,7 @@ impl Orchestrator {
             pid: run.map(|run| run.pid),
             resident_bytes,
             files: files.unwrap_or_default(),
+            agent: vm.lease.as_ref().and_then(|_| self.0.agents.on(&vm.id)),
             vm,
         }
     }

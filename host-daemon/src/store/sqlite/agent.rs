@@ -173,7 +173,7 @@ impl Sqlite {
         let revision = next_revision(&mut tx).await?;
         let done = sqlx::query(
             "UPDATE agents SET status = ?, not_before = ?, queue_end = ?, shots_from = ?, claimed = ?, updated = ?,
-                ended = ?, version = ?, revision = ?, row = ?, output = CASE WHEN ?11 = '' THEN output ELSE ?11 END
+                ended = ?, version = ?, revision = ?, row = ?, output = coalesce(nullif(?, ''), output)
              WHERE number = ? AND version = ?",
         )
         .bind(agent.status.as_str())
