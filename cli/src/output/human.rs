@@ -6,7 +6,8 @@ use hvkube_sdk::{ProtoDuration, Timestamp};
 
 /// `VM_STATE_RUNNING` with its prefix gone, as `running`; the rest of the underscores become dashes.
 pub(crate) fn enum_name(full: &str) -> String {
-    const PREFIXES: [&str; 7] = [
+    const PREFIXES: [&str; 8] = [
+        "AGENT_STATUS_",
         "VM_STATE_",
         "VM_AVAILABILITY_",
         "TEMPLATE_STATE_",
