@@ -33,7 +33,7 @@ pub(crate) enum Action {
         #[arg(short, long)]
         pool: Option<String>,
         /// Only those of this workflow
-        #[arg(short, long)]
+        #[arg(long)]
         workflow: Option<String>,
         /// Only those in one of these statuses
         #[arg(short, long, value_enum, value_delimiter = ',', value_name = "STATUS")]

@@ -388,15 +388,39 @@ mod tests {
             ("[orchestrator]\nboot_timeout = 'soon'", "write it like 300ms, 90s or 1h 30m"),
             ("[orchestrator]\nprovision_parallel = 0", "must be at least 1"),
             ("[log]\nlevel = 'a=b=c'", "log.level ("),
+            ("[agents]\nclaim_ttl = '2h'", "must be from 1s to 1h"),
+            ("[workflows.book]\ntimeout = '1m'", "workflows.book.argv (default): must name a program"),
+            ("[workflows.book]\nargv = ['x']\ntimeout = '0s'", "must be from 1s to 24h"),
+            ("[workflows.book]\nargs = ['x']", "a workflow has argv, cwd, timeout, as_root, screenshot"),
+            ("[workflows.Book]\nargv = ['x']", "the name \"Book\" must be"),
             ("listen", "is no TOML: TOML parse error at line 1"),
         ] {
             let file = file(toml);
             let text = refusal(&sources(Some(file.path())));
             assert!(text.contains(expected), "{toml}: {text}");
-            assert!(text.contains(&file.path().display().to_string()), "{toml}: {text}");
+            let placed = text.contains(&file.path().display().to_string()) || text.contains("(default)");
+            assert!(placed, "{toml}: {text}");
         }
         assert!(
             refusal(&sources(Some(Path::new("/nonexistent")))).contains("can't read the configuration file")
+        );
+    }
+
+    #[test]
+    fn workflows_have_names_of_their_own() {
+        let file = file("[workflows.book-flight]\nargv = ['/opt/book', '--fast']\ntimeout = '90s'\n");
+        let mut sources = sources(Some(file.path()));
+        sources.flags = vec![("workflows.other_1.argv".into(), "a:b".into(), "--set".into())];
+        let loaded = load(&sources).expect("legal");
+        let workflows = loaded.config.settings().agents.workflows;
+        let book = &workflows["book-flight"];
+        assert_eq!(book.argv, ["/opt/book", "--fast"]);
+        assert_eq!((book.timeout, book.as_root, book.screenshot), (Duration::from_secs(90), false, true));
+        assert_eq!(workflows["other_1"].argv, ["a", "b"]);
+        let printed = crate::config::show::effective(&loaded);
+        assert!(
+            printed.contains("[workflows.book-flight]\nargv = [\"/opt/book\", \"--fast\"]  # "),
+            "{printed}"
         );
     }
 

@@ -20,6 +20,11 @@ const GUEST: &str = "guest-flow";
 const OUTSIDE: &str = "outside";
 
 async fn start_with_agents(dir: &Path, world: &Arc<World>) -> Orchestrator {
+    start_keeping(dir, world, LONG).await
+}
+
+/// `keep`: how long pictures are kept.
+async fn start_keeping(dir: &Path, world: &Arc<World>, keep: Duration) -> Orchestrator {
     let workflow = GuestWorkflow {
         argv: vec!["flow".into()],
         cwd: String::new(),
@@ -30,6 +35,7 @@ async fn start_with_agents(dir: &Path, world: &Arc<World>) -> Orchestrator {
     let missing = GuestWorkflow { argv: vec!["missing".into()], ..workflow.clone() };
     let agents = AgentSettings {
         dir: dir.join("agents"),
+        keep_screenshots: keep,
         workflows: BTreeMap::from([(GUEST.into(), workflow), ("no-program".into(), missing)]),
         ..AgentSettings::default()
     };
@@ -389,7 +395,7 @@ async fn a_worker_who_goes_away_at_any_moment_leaves_the_agent_free() {
 }
 
 #[tokio::test]
-async fn who_waits_too_long_fails_and_pictures_expire() {
+async fn who_waits_too_long_fails_and_old_agents_go() {
     let bench = with_pool(1).await;
     let o = &bench.o;
     let mut wanted = wanted_agent(OUTSIDE);
@@ -401,6 +407,30 @@ async fn who_waits_too_long_fails_and_pictures_expire() {
     assert!(old.is_empty(), "{old:?}");
     let (_, gone) = o.0.store.prune_agents(Timestamp::now()).await.expect("pruned");
     assert_eq!(gone, [submitted.id]);
+}
+
+#[tokio::test]
+async fn pictures_expire_and_the_agent_stays() {
+    let bench = with_pool(1).await;
+    let submitted = submit(&bench.o, OUTSIDE).await;
+    let claimed = claim(&bench.o).await;
+    bench.o.complete_agent(&admin(), done(&claimed)).await.expect("held");
+    over(&bench.o, &submitted.id, AgentStatus::Completed).await;
+    let picture = bench.dir.path().join(format!("agents/{}/1.png", submitted.id));
+    assert!(picture.exists());
+    std::fs::write(picture.with_file_name("2.png"), "no row names it").expect("written");
+    bench.o.shutdown().await;
+
+    let o = start_with_agents(bench.dir.path(), &bench.world).await;
+    assert!(picture.exists() && !picture.with_file_name("2.png").exists(), "only the unknown one goes");
+    o.shutdown().await;
+    let o = start_keeping(bench.dir.path(), &bench.world, Duration::ZERO).await;
+    let agent = agent_when(&o, &submitted.id, "expired", |agent| agent.shots.is_empty()).await;
+    assert_eq!(agent.status, AgentStatus::Completed);
+    until("the file is gone", async || (!picture.exists()).then_some(())).await;
+    let gone = o.agent_screenshot(&submitted.id, "1").await.expect_err("expired");
+    assert_eq!(gone.reason, Reason::NotFound);
+    o.shutdown().await;
 }
 
 #[tokio::test]

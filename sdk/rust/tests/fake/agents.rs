@@ -104,7 +104,7 @@ impl AgentService for Fake {
         let request = request.into_inner();
         let task = request.agent.clone().unwrap_or_default().task.unwrap_or_default();
         self.set(|seen| seen.submitted = Some(request));
-        Ok(Response::new(v1::Agent { create_time: ago(0), ..agent(3, &task.workflow, AgentStatus::Pending) }))
+        Ok(Response::new(agent(3, &task.workflow, AgentStatus::Pending)))
     }
 
     async fn get_agent(&self, request: Request<v1::GetAgentRequest>) -> Result<Response<v1::Agent>, Status> {
