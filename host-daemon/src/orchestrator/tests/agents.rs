@@ -370,7 +370,7 @@ async fn a_worker_who_goes_away_at_any_moment_leaves_the_agent_free() {
     let o = &bench.o;
     let submitted = submit(o, OUTSIDE).await;
     // Far more steps than a claim has, since waiting for the store takes some too.
-    for steps in (0..6000u32).step_by(5) {
+    for steps in (0..20_000u32).step_by(11) {
         {
             let caller = admin();
             let mut claiming = std::pin::pin!(o.claim_agent(&caller, worker(LONG)));
