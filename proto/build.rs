@@ -14,6 +14,7 @@ const PUBLIC: &[&str] = &[
     "hvkube/v1/desktop.proto",
     "hvkube/v1/host.proto",
     "hvkube/v1/event.proto",
+    "hvkube/v1/agent.proto",
     "hvkube/v1/watch.proto",
 ];
 const GUEST: &[&str] = &["hvkube/guest/v1/guest.proto"];

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{events, host, lease, misc, operation, pool, template, vm};
+use crate::commands::{agent, events, host, lease, misc, operation, pool, template, vm};
 use crate::units;
 
 const AFTER_HELP: &str = "\
@@ -126,6 +126,9 @@ pub(crate) enum Command {
     /// Leases: acquire a clean desktop, renew it, give it back
     #[command(subcommand)]
     Lease(lease::Action),
+    /// Agents: tasks that run on a desktop of their own
+    #[command(subcommand)]
+    Agent(agent::Action),
     /// What happened, and what happens now
     #[command(subcommand)]
     Events(events::Action),

@@ -181,6 +181,8 @@ fn hint(error: &Error, context: Option<&Context>) -> Option<String> {
             "acquire a new one with `hvkube lease acquire POOL`; a longer --ttl or `hvkube lease run` keeps it alive".into()
         }
         ("LEASE_NOT_YOURS", _) => "somebody else holds it: see `hvkube lease list`, or acquire a desktop of your own".into(),
+        ("AGENT_ENDED", _) => "see how it ended: `hvkube agent get AGENT`, `hvkube agent logs AGENT`".into(),
+        ("AGENT_CLAIM_LOST", _) => "the worker was silent for too long, or its time was over; the agent is tried again".into(),
         ("POOL_EXHAUSTED", _) => {
             let when = api.and_then(ApiError::retry_after).map(|after| format!("try again in {}, ", human::duration(after)));
             format!(
@@ -241,6 +243,7 @@ fn not_found_hint(api: &ApiError) -> Option<String> {
         ("templates/", "template"),
         ("pools/", "pool"),
         ("leases/", "lease"),
+        ("agents/", "agent"),
         ("operations/", "operation"),
         ("vms/", "vm"),
     ]

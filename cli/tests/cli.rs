@@ -353,3 +353,42 @@ fn the_local_daemon_is_found_by_itself() {
     let output = command.env("HVKUBE_STATE_DIR", dir.path()).output().expect("runs");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "vms/browser-1\nvms/browser-2\nvms/browser-3\n");
 }
+
+#[test]
+fn agents() {
+    let daemon = Daemon::start();
+    snapshot!("agent_list", daemon.run(&["agent", "list"]));
+    snapshot!("agent_list_wide", daemon.run(&["agent", "list", "-o", "wide", "--status", "running,pending"]));
+    snapshot!("agent_get", daemon.run(&["agent", "get", "a-1"]));
+    snapshot!("agent_logs", daemon.run(&["agent", "logs", "a-1", "--follow"]));
+    snapshot!("agent_cancel", daemon.run(&["agent", "cancel", "a-2"]));
+    snapshot!("err_agent_ended", daemon.run(&["agent", "cancel", "a-1"]));
+    snapshot!("err_agent_not_found", daemon.run(&["agent", "get", "nope"]));
+    snapshot!("help_agent_submit", daemon.run(&["agent", "submit", "--help"]));
+    let picture = daemon.command(&["agent", "screenshot", "a-1", "-o", "-"]).output().expect("runs");
+    assert_eq!(picture.stdout, PICTURE);
+}
+
+#[test]
+fn an_agent_is_submitted_as_the_plan_says() {
+    let daemon = Daemon::start();
+    let line = ["agent", "submit", "--pool", "browser-pool", "--workflow", "book-flight", "--input"];
+    let with = |input: &str, more: &[&str]| {
+        let arguments: Vec<&str> = line.iter().copied().chain([input]).chain(more.iter().copied()).collect();
+        daemon.run(&arguments)
+    };
+    snapshot!("agent_submit", with(r#"{"dest":"NYC"}"#, &[]));
+    let sent = daemon.fake.seen().submitted.expect("sent").agent.expect("given");
+    assert_eq!(sent.pool, "pools/browser-pool");
+    assert_eq!(sent.task.expect("given").input_json, r#"{"dest":"NYC"}"#);
+    snapshot!("agent_submit_wait", with(r#"{"dest":"NYC"}"#, &["--wait"]));
+    snapshot!("agent_submit_no_json", with("{dest", &[]));
+
+    let daemon = Daemon::start();
+    let output = daemon
+        .command(&["agent", "submit", "-p", "browser", "-w", "broken", "--wait", "-o", "name"])
+        .output()
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "agents/a-3\n");
+}

@@ -37,7 +37,7 @@ pub(crate) enum Action {
     },
 }
 
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 30] = [
     "vm-created",
     "vm-moved",
     "vm-quarantined",
@@ -46,15 +46,28 @@ const KINDS: [&str; 17] = [
     "lease-granted",
     "lease-ready",
     "lease-renewed",
+    "lease-suspended",
+    "lease-resumed",
     "lease-ended",
     "pool-created",
     "pool-changed",
+    "pool-paused",
+    "pool-resumed",
     "pool-deleting",
     "pool-deleted",
     "template-created",
     "template-ready",
     "template-deleting",
     "template-deleted",
+    "agent-submitted",
+    "agent-scheduled",
+    "agent-running",
+    "agent-pending",
+    "agent-completed",
+    "agent-failed",
+    "agent-cancelled",
+    "agent-changed",
+    "agent-deleted",
 ];
 
 fn kinds() -> impl clap::builder::TypedValueParser<Value = EventKind> {

@@ -1,5 +1,6 @@
 //! The commands, one module per noun; those of `vm` that drive a desktop have modules of their own.
 
+pub(crate) mod agent;
 pub(crate) mod checkpoint;
 pub(crate) mod cp;
 pub(crate) mod events;
@@ -27,6 +28,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Outcome {
         Command::Vm(action) => vm::run(context, *action).await,
         Command::Lease(action) => lease::run(context, action).await,
         Command::Events(action) => events::run(context, action).await,
+        Command::Agent(action) => agent::run(context, action).await,
         Command::Host(action) => host::run(context, action).await,
         Command::Operation(action) => operation::run(context, action).await,
         Command::Completions(args) => misc::completions(&args),

@@ -6,8 +6,9 @@ use hvkube_sdk::{ProtoDuration, Timestamp};
 
 /// `VM_STATE_RUNNING` with its prefix gone, as `running`; the rest of the underscores become dashes.
 pub(crate) fn enum_name(full: &str) -> String {
-    const PREFIXES: [&str; 8] = [
+    const PREFIXES: [&str; 9] = [
         "EVENT_KIND_",
+        "AGENT_STATUS_",
         "VM_STATE_",
         "VM_AVAILABILITY_",
         "TEMPLATE_STATE_",

@@ -3,6 +3,7 @@
 //! Each resource is described once, as a list of columns: lists show the first ones, `wide` more, and a single resource
 //! all of them, one a line. JSON and YAML are the API's own JSON form.
 
+mod agent;
 pub(crate) mod human;
 mod json;
 mod resources;

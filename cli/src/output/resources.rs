@@ -410,7 +410,7 @@ impl Resource for Event {
 
 /// What an event is about, the most particular first.
 fn about(event: &Event) -> String {
-    let all = [&event.vm, &event.lease, &event.pool, &event.template];
+    let all = [&event.agent, &event.vm, &event.lease, &event.pool, &event.template];
     all.into_iter().find(|name| !name.is_empty()).cloned().unwrap_or_default()
 }
 

@@ -44,6 +44,7 @@ const ENDLESS: &[&str] = &[
     "/hvkube.v1.VmService/WatchVms",
     "/hvkube.v1.PoolService/WatchPools",
     "/hvkube.v1.HostService/WatchEvents",
+    "/hvkube.v1.AgentService/WatchAgents",
     "/grpc.health.v1.Health/Watch",
 ];
 

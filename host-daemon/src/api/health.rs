@@ -6,16 +6,17 @@ use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::{desktop, host, lease, operations, pool, template, vm};
+use super::{agent, desktop, host, lease, operations, pool, template, vm};
 
 /// All services with a health of their own; the empty name is the daemon.
-pub(crate) const SERVICES: [&str; 8] = [
+pub(crate) const SERVICES: [&str; 9] = [
     "",
     v1::template_service_server::TemplateServiceServer::<template::TemplateService>::NAME,
     v1::pool_service_server::PoolServiceServer::<pool::PoolService>::NAME,
     v1::vm_service_server::VmServiceServer::<vm::VmService>::NAME,
     v1::lease_service_server::LeaseServiceServer::<lease::LeaseService>::NAME,
     v1::desktop_service_server::DesktopServiceServer::<desktop::DesktopService>::NAME,
+    v1::agent_service_server::AgentServiceServer::<agent::AgentService>::NAME,
     v1::host_service_server::HostServiceServer::<host::HostService>::NAME,
     OperationsServer::<operations::Operations>::NAME,
 ];

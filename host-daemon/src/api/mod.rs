@@ -6,6 +6,7 @@
 //! statuses in `status` and nowhere else.
 
 mod acquire;
+mod agent;
 mod auth;
 mod convert;
 mod deadline;

@@ -15,7 +15,7 @@ use tower::ServiceExt as _;
 
 use super::deadline::{self, Stopping};
 use super::tokens::Tokens;
-use super::{auth, desktop, health, host, lease, operations, pictures, pool, template, vm};
+use super::{agent, auth, desktop, health, host, lease, operations, pictures, pool, template, vm};
 use crate::orchestrator::Orchestrator;
 
 /// Largest request: a file part or text of 1 MiB, or a batch of 1024 events, with room around it.
@@ -104,6 +104,7 @@ impl Services {
         add!(routes, v1::lease_service_server::LeaseServiceServer<_>, lease::LeaseService(of()));
         let desktop_server = v1::desktop_service_server::DesktopServiceServer::from_arc(desktop.clone());
         routes = routes.add_service(desktop_server.max_decoding_message_size(MAX_REQUEST));
+        add!(routes, v1::agent_service_server::AgentServiceServer<_>, agent::AgentService(of()));
         add!(routes, v1::host_service_server::HostServiceServer<_>, host::HostService(of()));
         add!(routes, OperationsServer<_>, operations::Operations(of()));
         let router = with_common(routes, health)?.into_axum_router();

@@ -88,7 +88,7 @@ fn code(class: Class) -> Code {
 
 /// Type and name of the resource that an error is about: either `kind` and `id`, or the value under a kind's own key.
 fn resource(metadata: &HashMap<String, String>) -> Option<(String, String)> {
-    const KINDS: [&str; 6] = ["checkpoint", "lease", "vm", "pool", "template", "host"];
+    const KINDS: [&str; 7] = ["agent", "checkpoint", "lease", "vm", "pool", "template", "host"];
     let (kind, id) = match (metadata.get("kind"), metadata.get("id")) {
         (Some(kind), Some(id)) => (kind.as_str(), id),
         _ => KINDS.iter().find_map(|kind| Some((*kind, metadata.get(*kind)?)))?,

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use config::{FileFormat, Source as _, Value, ValueKind};
 
-use super::show::{KEYS, LISTS};
+use super::show::{KEYS, LISTS, WORKFLOW};
 use super::{Config, Dirs};
+use crate::model::agent::is_workflow_name;
 use crate::model::input::SettleOptions;
 
 const PREFIX: &str = "HVKUBED_";
@@ -134,7 +136,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 
 /// A value that was written without TOML around it; lists have `:` between their entries.
 fn text(key: &str, value: &str) -> Value {
-    if LISTS.contains(&key) {
+    if LISTS.contains(&key) || key.starts_with("workflows.") && key.ends_with(".argv") {
         let entries: Vec<String> = value.split(':').filter(|e| !e.is_empty()).map(str::to_owned).collect();
         return entries.into();
     }
@@ -227,6 +229,21 @@ fn check(config: &Config, origins: &BTreeMap<String, String>) -> Result<(), Conf
     if config.orchestrator.memory_limit_percent > 1000 {
         return refuse("orchestrator.memory_limit_percent", "must be at most 1000");
     }
+    let times = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+    if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&config.agents.claim_ttl) {
+        return refuse("agents.claim_ttl", "must be from 1s to 1h");
+    }
+    if config.agents.per_pool == 0 {
+        return refuse("agents.per_pool", "must be at least 1");
+    }
+    for (name, workflow) in &config.workflows {
+        if workflow.argv.first().is_none_or(String::is_empty) {
+            return refuse(&format!("workflows.{name}.argv"), "must name a program");
+        }
+        if !times.contains(&workflow.timeout) {
+            return refuse(&format!("workflows.{name}.timeout"), "must be from 1s to 24h");
+        }
+    }
     if config.orchestrator.settle_quiet > SettleOptions::MAX_QUIET {
         return refuse("orchestrator.settle_quiet", "must be at most 10s");
     }
@@ -273,6 +290,18 @@ fn known(key: &str, origin: &str) -> Result<(), ConfigError> {
     if KEYS.iter().any(|known| known.path == key) {
         return Ok(());
     }
+    if let Some((name, setting)) = key.strip_prefix("workflows.").and_then(|rest| rest.split_once('.')) {
+        let hint = if !is_workflow_name(name) {
+            format!(
+                "the name {name:?} must be 1 to 63 characters of a-z, 0-9, - and _, and begin with one of the first two"
+            )
+        } else if WORKFLOW.contains(&setting) {
+            return Ok(());
+        } else {
+            format!("a workflow has {}", WORKFLOW.join(", "))
+        };
+        return Err(ConfigError::UnknownKey { key: key.into(), origin: origin.into(), hint });
+    }
     let section = key.split_once('.').map_or(key, |(section, _)| section);
     let inside: Vec<_> =
         KEYS.iter().filter_map(|known| known.path.strip_prefix(section)?.strip_prefix('.')).collect();
@@ -289,7 +318,6 @@ mod tests {
     use super::*;
     use crate::config::HypervisorKind;
     use crate::hypervisor::qemu::AccelChoice;
-    use std::time::Duration;
 
     fn sources(file: Option<&Path>) -> Sources {
         Sources {
@@ -376,15 +404,39 @@ mod tests {
             ("[sim]\nfaults = ['fire=1']", "there are start_fails, save_corrupts"),
             ("[sim]\ntime_factor = -1.0", "is not between 0 and 100"),
             ("[log]\nlevel = 'a=b=c'", "log.level ("),
+            ("[agents]\nclaim_ttl = '2h'", "must be from 1s to 1h"),
+            ("[workflows.book]\ntimeout = '1m'", "workflows.book.argv (default): must name a program"),
+            ("[workflows.book]\nargv = ['x']\ntimeout = '0s'", "must be from 1s to 24h"),
+            ("[workflows.book]\nargs = ['x']", "a workflow has argv, cwd, timeout, as_root, screenshot"),
+            ("[workflows.Book]\nargv = ['x']", "the name \"Book\" must be"),
             ("listen", "is no TOML: TOML parse error at line 1"),
         ] {
             let file = file(toml);
             let text = refusal(&sources(Some(file.path())));
             assert!(text.contains(expected), "{toml}: {text}");
-            assert!(text.contains(&file.path().display().to_string()), "{toml}: {text}");
+            let placed = text.contains(&file.path().display().to_string()) || text.contains("(default)");
+            assert!(placed, "{toml}: {text}");
         }
         assert!(
             refusal(&sources(Some(Path::new("/nonexistent")))).contains("can't read the configuration file")
+        );
+    }
+
+    #[test]
+    fn workflows_have_names_of_their_own() {
+        let file = file("[workflows.book-flight]\nargv = ['/opt/book', '--fast']\ntimeout = '90s'\n");
+        let mut sources = sources(Some(file.path()));
+        sources.flags = vec![("workflows.other_1.argv".into(), "a:b".into(), "--set".into())];
+        let loaded = load(&sources).expect("legal");
+        let workflows = loaded.config.settings().agents.workflows;
+        let book = &workflows["book-flight"];
+        assert_eq!(book.argv, ["/opt/book", "--fast"]);
+        assert_eq!((book.timeout, book.as_root, book.screenshot), (Duration::from_secs(90), false, true));
+        assert_eq!(workflows["other_1"].argv, ["a", "b"]);
+        let printed = crate::config::show::effective(&loaded);
+        assert!(
+            printed.contains("[workflows.book-flight]\nargv = [\"/opt/book\", \"--fast\"]  # "),
+            "{printed}"
         );
     }
 

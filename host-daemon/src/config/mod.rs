@@ -7,6 +7,7 @@ mod duration;
 pub mod load;
 pub mod show;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +18,8 @@ use sha2::{Digest as _, Sha256};
 use crate::hypervisor::process::ProcessConfig;
 use crate::hypervisor::qemu::{AccelChoice, ForkChoice, QemuConfig};
 use crate::hypervisor::sim::{FaultRate, Profile, SimConfig, TimeFactor};
+use crate::orchestrator::agents::AgentSettings;
+use crate::orchestrator::agents::request::GuestWorkflow;
 use crate::orchestrator::settings::Settings;
 use crate::store::StoreConfig;
 
@@ -42,12 +45,17 @@ pub struct Config {
     pub sim: Sim,
     /// VMs, pools and leases.
     pub orchestrator: Orchestrator,
+    /// Agents: tasks that run on desktops.
+    pub agents: Agents,
     /// The database.
     pub store: Store,
     /// What is written to standard error.
     pub log: Log,
     /// How the daemon stops.
     pub shutdown: Shutdown,
+    /// Workflows that are programs in guests, by name.
+    #[serde(default)]
+    pub workflows: BTreeMap<String, Workflow>,
 }
 
 /// What runs the VMs.
@@ -159,6 +167,64 @@ pub struct Orchestrator {
     pub apply_identity: bool,
 }
 
+/// Settings of agents; see [`AgentSettings`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agents {
+    /// See [`AgentSettings::claim_ttl`].
+    #[serde(with = "duration")]
+    pub claim_ttl: Duration,
+    /// See [`AgentSettings::keep_ended`].
+    #[serde(with = "duration")]
+    pub keep_ended: Duration,
+    /// See [`AgentSettings::keep_screenshots`].
+    #[serde(with = "duration")]
+    pub keep_screenshots: Duration,
+    /// See [`AgentSettings::per_pool`].
+    pub per_pool: usize,
+}
+
+/// A workflow that is a program in guests; see [`GuestWorkflow`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workflow {
+    /// Program and arguments, run without a shell.
+    #[serde(default)]
+    pub argv: Vec<String>,
+    /// Directory to start in; empty: the desktop user's home.
+    #[serde(default)]
+    pub cwd: String,
+    /// How long an attempt may take, where the submitter does not say.
+    #[serde(with = "duration", default = "workflow_timeout")]
+    pub timeout: Duration,
+    /// Run as root instead of the desktop user.
+    #[serde(default)]
+    pub as_root: bool,
+    /// Keep a picture of the screen when the program has ended.
+    #[serde(default = "yes")]
+    pub screenshot: bool,
+}
+
+fn workflow_timeout() -> Duration {
+    Duration::from_secs(30 * 60)
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl From<&Workflow> for GuestWorkflow {
+    fn from(from: &Workflow) -> Self {
+        Self {
+            argv: from.argv.clone(),
+            cwd: from.cwd.clone(),
+            timeout: from.timeout,
+            as_root: from.as_root,
+            screenshot: from.screenshot,
+        }
+    }
+}
+
 /// Settings of the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -251,6 +317,12 @@ impl Config {
                 preempt_grace: settings.preempt_grace,
                 apply_identity: settings.apply_identity,
             },
+            agents: Agents {
+                claim_ttl: settings.agents.claim_ttl,
+                keep_ended: settings.agents.keep_ended,
+                keep_screenshots: settings.agents.keep_screenshots,
+                per_pool: settings.agents.per_pool,
+            },
             store: Store { path: PathBuf::new(), synchronous: true },
             log: Log { level: "info".into(), format: LogFormat::Full },
             shutdown: Shutdown {
@@ -258,6 +330,7 @@ impl Config {
                 moves_timeout: settings.drain_timeout,
                 save_vms: settings.save_on_shutdown,
             },
+            workflows: BTreeMap::new(),
         }
     }
 
@@ -308,6 +381,19 @@ impl Config {
             preempt_grace: from.preempt_grace,
             proof_every: Settings::default().proof_every,
             apply_identity: from.apply_identity,
+            agents: self.agent_settings(),
+        }
+    }
+
+    fn agent_settings(&self) -> AgentSettings {
+        let from = &self.agents;
+        AgentSettings {
+            dir: self.state_dir.join("agents"),
+            claim_ttl: from.claim_ttl,
+            keep_ended: from.keep_ended,
+            keep_screenshots: from.keep_screenshots,
+            per_pool: from.per_pool,
+            workflows: self.workflows.iter().map(|(name, from)| (name.clone(), from.into())).collect(),
         }
     }
 

@@ -18,6 +18,21 @@ const fn key(path: &'static str, about: &'static str) -> Key {
     Key { path, about }
 }
 
+/// Settings of each workflow: tables of any name, so they are not among [`KEYS`].
+pub(super) const WORKFLOW: &[&str] = &["argv", "cwd", "timeout", "as_root", "screenshot"];
+
+const WORKFLOW_ABOUT: &str = "
+# Workflows that the daemon runs itself, as programs in the VMs of the agent's pool: the agent's input comes on standard
+# input, its output is one JSON value on standard output, code 0 means done, standard error is its log. Any number:
+#
+# [workflows.book-flight]
+# argv = [\"/opt/flows/book\", \"--headed\"]  # run without a shell
+# cwd = \"\"                                # empty: the desktop user's home
+# timeout = \"30m\"                         # of an attempt, where the submitter does not say
+# as_root = false                         # run as root instead of the desktop user
+# screenshot = true                       # keep a picture of the screen when it has ended
+";
+
 /// All settings in the order they are printed; those without a section come first, as TOML wants.
 pub(super) const KEYS: &[Key] = &[
     key(
@@ -106,6 +121,16 @@ pub(super) const KEYS: &[Key] = &[
         "How long a lease has its VM before a more important one may preempt it.",
     ),
     key("orchestrator.apply_identity", "Give every clone a hostname, machine id and MAC address of its own."),
+    key(
+        "agents.claim_ttl",
+        "How long a worker may be silent before it loses its agent, where it does not say.",
+    ),
+    key("agents.keep_ended", "How long agents that have ended are kept, with their logs."),
+    key(
+        "agents.keep_screenshots",
+        "How long pictures that agents left are kept; at most as long as the agents.",
+    ),
+    key("agents.per_pool", "Programs of workflows that run, or wait for a VM, at the same time in one pool."),
     key("store.path", "Database file. Empty: hvkube.db in state_dir."),
     key("store.synchronous", "Commits wait for the disk. Off only for tests."),
     key(
@@ -148,6 +173,7 @@ pub fn defaults(config: &Config) -> String {
         }
     };
     print(&mut text, config, about, |_| None);
+    text.push_str(WORKFLOW_ABOUT);
     text
 }
 
@@ -174,6 +200,17 @@ fn print(
             }
             None => {
                 let _ = writeln!(text, "{name} = {value}");
+            }
+        }
+    }
+    let workflows = table.get("workflows").and_then(toml::Value::as_table);
+    for (workflow, values) in workflows.into_iter().flatten() {
+        let _ = writeln!(text, "\n[workflows.{workflow}]");
+        for name in WORKFLOW {
+            if let Some(value) = values.get(*name) {
+                let path = format!("workflows.{workflow}.{name}");
+                let about = remark(&path).map(|origin| format!("  # {}", origin.replace('\n', " ")));
+                let _ = writeln!(text, "{name} = {value}{}", about.unwrap_or_default());
             }
         }
     }

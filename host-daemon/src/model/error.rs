@@ -115,6 +115,10 @@ reasons! {
     ImageChanged = "IMAGE_CHANGED", FailedPrecondition;
     /// A saved state of another QEMU version or machine.
     StateIncompatible = "STATE_INCOMPATIBLE", FailedPrecondition;
+    /// The agent has ended.
+    AgentEnded = "AGENT_ENDED", FailedPrecondition;
+    /// The worker's claim on the agent is over.
+    AgentClaimLost = "AGENT_CLAIM_LOST", FailedPrecondition;
     /// Another version is current.
     StaleEtag = "STALE_ETAG", Aborted;
     /// Another move of the VM is under way.
@@ -127,6 +131,8 @@ reasons! {
     AdminOnly = "ADMIN_ONLY", PermissionDenied;
     /// Somebody else holds the lease.
     LeaseNotYours = "LEASE_NOT_YOURS", PermissionDenied;
+    /// Somebody else submitted, or claimed, the agent.
+    AgentNotYours = "AGENT_NOT_YOURS", PermissionDenied;
     /// The desktop user may not.
     GuestPermissionDenied = "GUEST_PERMISSION_DENIED", PermissionDenied;
     /// No token, or an unknown one.
@@ -137,6 +143,8 @@ reasons! {
     QuotaExceeded = "QUOTA_EXCEEDED", ResourceExhausted;
     /// The encoded picture is larger than asked.
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
+    /// The agent keeps as many pictures as it may.
+    TooManyScreenshots = "TOO_MANY_SCREENSHOTS", ResourceExhausted;
     /// No session with the guest's agent.
     AgentNotConnected = "AGENT_NOT_CONNECTED", Unavailable;
     /// The daemon is stopping.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
+use crate::model::agent::{Agent, AgentStatus};
+use crate::model::ids::{AgentId, LeaseId, PoolId, TemplateId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::record::{Availability, Lease, Pool, Template, Vm};
 use crate::model::vm::VmState;
@@ -80,6 +81,24 @@ kinds! {
     TemplateDeleting = "template_deleting";
     /// A template is gone.
     TemplateDeleted = "template_deleted";
+    /// An agent was submitted.
+    AgentSubmitted = "agent_submitted";
+    /// An agent got a VM.
+    AgentScheduled = "agent_scheduled";
+    /// An agent's work began.
+    AgentRunning = "agent_running";
+    /// An attempt ended without a result; another one follows.
+    AgentPending = "agent_pending";
+    /// An agent did what it was asked for.
+    AgentCompleted = "agent_completed";
+    /// An agent failed.
+    AgentFailed = "agent_failed";
+    /// An agent was cancelled.
+    AgentCancelled = "agent_cancelled";
+    /// Something else about an agent changed: a claim, progress, a picture.
+    AgentChanged = "agent_changed";
+    /// An agent that ended long ago is gone.
+    AgentDeleted = "agent_deleted";
 }
 
 /// Something that happened.
@@ -99,6 +118,8 @@ pub struct Event {
     pub lease: Option<LeaseId>,
     /// Template it is about.
     pub template: Option<TemplateId>,
+    /// Agent it is about.
+    pub agent: Option<AgentId>,
     /// The states between which a VM moved.
     pub moved: Option<(VmState, VmState)>,
     /// How a lease ended.
@@ -107,7 +128,8 @@ pub struct Event {
     pub cause: String,
     /// Name of the caller who asked; empty: the daemon.
     pub actor: String,
-    /// How long what ended with it took: a VM's move, a lease's life, its way to readiness, a template's preparation.
+    /// How long what ended with it took: a VM's move, a lease's life, its way to readiness, a template's preparation, an
+    /// agent's last attempt.
     pub duration: Option<Duration>,
 }
 
@@ -121,6 +143,7 @@ impl Event {
             pool: None,
             lease: None,
             template: None,
+            agent: None,
             moved: None,
             ended: None,
             cause: String::new(),
@@ -202,6 +225,45 @@ impl Event {
             duration: (kind == EventKind::TemplateReady)
                 .then(|| now.duration_since(template.created).unsigned_abs()),
             ..Self::new(kind, actor)
+        }
+    }
+}
+
+impl Event {
+    /// Something about an agent.
+    #[must_use]
+    pub fn of_agent(kind: EventKind, agent: &Agent, actor: &str) -> Self {
+        Self {
+            pool: Some(agent.spec.pool.clone()),
+            vm: agent.vm.clone(),
+            agent: Some(agent.id.clone()),
+            cause: agent.reason.clone(),
+            ..Self::new(kind, actor)
+        }
+    }
+
+    /// An agent's row became another one.
+    #[must_use]
+    pub fn agent_changed(old: &Agent, new: &Agent, actor: &str) -> Self {
+        let kind = match new.status {
+            same if same == old.status => EventKind::AgentChanged,
+            AgentStatus::Pending => EventKind::AgentPending,
+            AgentStatus::Scheduled => EventKind::AgentScheduled,
+            AgentStatus::Running => EventKind::AgentRunning,
+            AgentStatus::Completed => EventKind::AgentCompleted,
+            AgentStatus::Failed => EventKind::AgentFailed,
+            AgentStatus::Cancelled => EventKind::AgentCancelled,
+        };
+        let took = (old.status == AgentStatus::Running && new.status != old.status)
+            .then(|| old.started.map(|started| new.updated.duration_since(started).unsigned_abs()));
+        let vm = new.vm.clone().or_else(|| old.vm.clone());
+        let cause = if kind == EventKind::AgentChanged { "" } else { &new.reason };
+        Self {
+            at: new.updated,
+            vm,
+            cause: cause.to_owned(),
+            duration: took.flatten(),
+            ..Self::of_agent(kind, new, actor)
         }
     }
 }

@@ -95,6 +95,7 @@ id!(PoolId, "pool");
 id!(VmId, "VM");
 id!(LeaseId, "lease");
 id!(CheckpointId, "checkpoint");
+id!(AgentId, "agent");
 
 /// The checkpoint every VM has: its template's settled desktop.
 pub const CLEAN: &str = "clean";

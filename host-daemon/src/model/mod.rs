@@ -1,5 +1,6 @@
 //! Domain types, legal state transitions and policies, as pure data and functions: no I/O, no proto, no SQL.
 
+pub mod agent;
 pub mod breaker;
 pub mod error;
 pub mod event;

@@ -10,6 +10,7 @@
 //! domain errors.
 
 mod actor;
+pub mod agents;
 mod asked;
 mod calls;
 mod errors;
@@ -63,6 +64,7 @@ struct Shared {
     /// VMs that are kept hot.
     hot: AtomicUsize,
     leases: Leases,
+    agents: agents::Agents,
     operations: Operations,
     importing: Imports,
     /// Every task of the orchestrator, so that a stop can wait for them.
@@ -93,6 +95,7 @@ impl Orchestrator {
             pools: Pools::new(needs_memory, &settings),
             hot: AtomicUsize::new(0),
             leases: Leases::default(),
+            agents: agents::Agents::default(),
             operations: Operations::default(),
             importing: Imports::default(),
             settings,
@@ -106,7 +109,11 @@ impl Orchestrator {
         }
         shared.tasks.spawn(leases::expire(Arc::clone(&shared)));
         shared.tasks.spawn(watch::prune(Arc::clone(&shared)));
-        Ok(Self(shared))
+        let this = Self(shared);
+        agents::recover(&this).await?;
+        this.0.tasks.spawn(agents::dispatch(this.clone()));
+        this.0.tasks.spawn(agents::sweep(Arc::clone(&this.0)));
+        Ok(this)
     }
 
     /// Stops: callers who wait are sent away, moves under way are finished, running VMs are saved or left running as

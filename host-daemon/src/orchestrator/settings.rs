@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::agents::AgentSettings;
+
 /// Knobs of the orchestrator.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -58,6 +60,8 @@ pub struct Settings {
     pub proof_every: Duration,
     /// Apply a fork's own hostname, machine id and MAC address in the guest.
     pub apply_identity: bool,
+    /// Agents.
+    pub agents: AgentSettings,
 }
 
 impl Default for Settings {
@@ -87,6 +91,7 @@ impl Default for Settings {
             preempt_grace: Duration::from_secs(10),
             proof_every: Duration::from_millis(400),
             apply_identity: true,
+            agents: AgentSettings::default(),
         }
     }
 }

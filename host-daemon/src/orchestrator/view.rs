@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::hypervisor::{BackendFacts, Capabilities, VmFiles};
-use crate::model::ids::{PoolId, VmId};
+use crate::model::ids::{AgentId, PoolId, VmId};
 use crate::model::record::{Lease, Pool, Vm};
 
 /// A VM as it is now.
@@ -21,6 +21,15 @@ pub struct VmView {
     pub resident_bytes: u64,
     /// Where its files are.
     pub files: VmFiles,
+    /// The agent that runs on it.
+    pub agent: Option<AgentId>,
+}
+
+impl VmView {
+    /// A row of which nothing else is known: its VM was just made, or just deleted.
+    pub(super) fn bare(vm: Vm) -> Self {
+        Self { vm, guest: None, pid: None, resident_bytes: 0, files: VmFiles::default(), agent: None }
+    }
 }
 
 /// What is known of a guest.

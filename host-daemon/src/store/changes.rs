@@ -195,6 +195,7 @@ mod tests {
             pool: None,
             lease: None,
             template: None,
+            agent: None,
             moved: None,
             ended: None,
             cause: String::new(),

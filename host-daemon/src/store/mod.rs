@@ -14,7 +14,7 @@ mod sqlite;
 use std::path::PathBuf;
 
 pub use changes::{Behind, Changes};
-pub use sqlite::Sqlite as Store;
+pub use sqlite::{NextAgent, Sqlite as Store};
 
 /// How the store is opened.
 #[derive(Debug, Clone)]

@@ -15,6 +15,7 @@ use crate::auth::{Bearer, TokenSource};
 use crate::builder::ClientBuilder;
 use crate::error::{Error, Result};
 use crate::retry::{RetryPolicy, Safety};
+use crate::v1::agent_service_client::AgentServiceClient;
 use crate::v1::desktop_service_client::DesktopServiceClient;
 use crate::v1::host_service_client::HostServiceClient;
 use crate::v1::lease_service_client::LeaseServiceClient;
@@ -147,6 +148,10 @@ impl Client {
     service! {
         /// Generated client of the service, with token and limits.
         desktops: DesktopServiceClient
+    }
+    service! {
+        /// Generated client of the service, with token and limits.
+        agents: AgentServiceClient
     }
     service! {
         /// Generated client of the service, with token and limits.

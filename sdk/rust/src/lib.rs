@@ -38,6 +38,7 @@
 //! **Cancelling.** Dropping the future of a call cancels it at the daemon: an acquire gives its place in the queue back,
 //! a program is killed, a file that was being written does not appear.
 
+mod agents;
 mod auth;
 mod builder;
 mod client;
@@ -54,7 +55,9 @@ mod retry;
 mod templates;
 mod vms;
 mod watch;
+mod worker;
 
+pub use agents::agent_ended;
 pub use auth::{Bearer, TokenSource};
 pub use builder::{ClientBuilder, DEFAULT_ENDPOINT};
 pub use client::{Client, Transport};
@@ -65,6 +68,7 @@ pub use names::qualify;
 pub use operations::template_progress;
 pub use retry::RetryPolicy;
 pub use watch::Change;
+pub use worker::{Done, Job, JobError, Worker};
 
 pub use hvkube_proto::v1;
 pub use hvkube_proto::v1::ReleasePolicy;

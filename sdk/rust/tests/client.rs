@@ -10,8 +10,8 @@ use std::time::Duration;
 use fake::{Fake, TOKEN};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use hvkube_sdk::desktop::{ExecEvent, WriteOptions};
-use hvkube_sdk::v1::{ScreenshotOptions, Template, VmState, WatchEventsRequest, WatchVmsRequest};
-use hvkube_sdk::{Change, Client, Code, Error, Input, ReleasePolicy, RetryPolicy};
+use hvkube_sdk::v1::{self, ScreenshotOptions, Template, VmState, WatchEventsRequest, WatchVmsRequest};
+use hvkube_sdk::{Change, Client, Code, Done, Error, Input, JobError, ReleasePolicy, RetryPolicy, Worker};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::oneshot;
@@ -252,7 +252,7 @@ async fn operations_are_followed_to_their_end() {
 }
 
 /// What a change tells, in short.
-fn told(change: Change<hvkube_sdk::v1::Vm>) -> String {
+fn told(change: Change<v1::Vm>) -> String {
     match change {
         Change::Is(vm) => vm.name,
         Change::Gone(name) => format!("-{name}"),
@@ -283,4 +283,60 @@ async fn a_watch_that_is_refused_says_so() {
     let error = watch.next().await.expect("an item").expect_err("refused");
     assert_eq!(error.code(), Code::Unauthenticated);
     assert!(watch.next().await.is_none(), "that was all");
+}
+
+#[tokio::test]
+async fn a_worker_reports_works_and_completes() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let worker = Worker::new(&client, "work").name("w1");
+    let agent = worker
+        .once(|job| async move {
+            assert_eq!((job.input_json(), job.desktop().name()), ("{}", "leases/l-9"));
+            job.progress(50, "half way").await?;
+            Ok(Done::with_output(r#"{"ok":true}"#))
+        })
+        .await
+        .expect("asked")
+        .expect("an agent");
+    assert_eq!(agent.name, "agents/a-2");
+    let seen = fake.seen();
+    assert!(seen.reports.iter().any(|report| report.progress_percent == Some(50)));
+    assert!(seen.reports.iter().all(|report| report.epoch == 5));
+    let done = &seen.completed[0];
+    assert_eq!((done.epoch, done.success, done.output_json.as_str()), (5, true, r#"{"ok":true}"#));
+    assert_eq!(worker.once(|_| async { Ok(Done::default()) }).await.expect("asked"), None, "no more work");
+    let refused = Worker::new(&client, "other").run(|_| async { Ok(Done::default()) }).await;
+    assert_eq!(refused.expect_err("refused").code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_worker_stops_when_its_claim_is_lost_and_fails_in_words() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    fake.set(|seen| seen.claim_lost = true);
+    let worker = Worker::new(&client, "work");
+    let work = worker.once(|_| std::future::pending());
+    assert_eq!(work.await.expect("asked"), None, "the work was dropped");
+    assert!(fake.seen().completed.is_empty());
+    fake.set(|seen| (seen.claims, seen.claim_lost) = (0, false));
+    worker.once(|_| async { Err(JobError::retry("no flights today")) }).await.expect("asked");
+    let done = fake.seen().completed.remove(0);
+    assert_eq!((done.success, done.retry, done.error.as_str()), (false, true, "no flights today"));
+}
+
+#[tokio::test]
+async fn an_agent_is_waited_for_through_broken_watches() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let task = v1::AgentTask { workflow: "book-flight".into(), ..Default::default() };
+    let agent = v1::Agent { pool: "browser".into(), task: Some(task), ..Default::default() };
+    let request = v1::SubmitAgentRequest { agent: Some(agent), ..Default::default() };
+    let submitted = client.submit_agent(request).await.expect("submitted");
+    let sent = fake.seen().submitted.expect("sent");
+    assert!(!sent.request_id.is_empty() && sent.agent.expect("given").pool == "pools/browser");
+    let mut seen = Vec::new();
+    let ended = client.wait_agent(&submitted.name, |agent| seen.push(agent.status())).await.expect("ended");
+    assert_eq!(ended.result.expect("a result").output_json, r#"{"price":120}"#);
+    assert_eq!(seen, [v1::AgentStatus::Pending, v1::AgentStatus::Completed]);
 }

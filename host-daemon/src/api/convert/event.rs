@@ -16,6 +16,7 @@ pub(crate) fn to_proto(event: &Event, incarnation: u32) -> v1::Event {
         pool: name_of("pools", event.pool.as_ref()),
         lease: name_of("leases", event.lease.as_ref()),
         template: name_of("templates", event.template.as_ref()),
+        agent: name_of("agents", event.agent.as_ref()),
         from_state: from_state.map_or(0, |state| vm::state(state).into()),
         to_state: to_state.map_or(0, |state| vm::state(state).into()),
         lease_state: event.ended.map_or(0, |ended| i32::from(lease_state(ended))),
@@ -57,6 +58,15 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::TemplateReady => v1::EventKind::TemplateReady,
         EventKind::TemplateDeleting => v1::EventKind::TemplateDeleting,
         EventKind::TemplateDeleted => v1::EventKind::TemplateDeleted,
+        EventKind::AgentSubmitted => v1::EventKind::AgentSubmitted,
+        EventKind::AgentScheduled => v1::EventKind::AgentScheduled,
+        EventKind::AgentRunning => v1::EventKind::AgentRunning,
+        EventKind::AgentPending => v1::EventKind::AgentPending,
+        EventKind::AgentCompleted => v1::EventKind::AgentCompleted,
+        EventKind::AgentFailed => v1::EventKind::AgentFailed,
+        EventKind::AgentCancelled => v1::EventKind::AgentCancelled,
+        EventKind::AgentChanged => v1::EventKind::AgentChanged,
+        EventKind::AgentDeleted => v1::EventKind::AgentDeleted,
     }
 }
 

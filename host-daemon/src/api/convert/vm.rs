@@ -109,7 +109,7 @@ pub(crate) fn to_proto(view: &VmView) -> v1::Vm {
         resident_bytes: view.resident_bytes,
         guest: view.guest.as_ref().map(guest),
         process_id: view.pid.unwrap_or(0),
-        current_agent: String::new(),
+        current_agent: name_of("agents", view.agent.as_ref()),
         create_time: Some(timestamp(vm.created)),
         last_resumed_at: vm.last_resumed.map(timestamp),
         update_time: Some(timestamp(vm.updated)),

@@ -1,17 +1,19 @@
 //! Watches: what is asked for, and the messages of their streams.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt as _};
 use hvkube_proto::v1;
 use jiff::Timestamp;
 use tonic::{Response, Status};
 
-use super::{event, pool, vm};
+use super::{agent, event, pool, vm};
 use crate::api::fields;
+use crate::model::agent::{Agent, AgentFilter};
 use crate::model::error::{Error, Result};
 use crate::model::event::{Event, EventFilter, Revision};
-use crate::model::ids::{PoolId, VmId};
+use crate::model::ids::{AgentId, PoolId, VmId};
 use crate::model::query::VmFilter;
 use crate::orchestrator::view::{PoolView, VmView};
 use crate::orchestrator::watch::{Delta, Phase, VmWatch, Watch};
@@ -65,6 +67,10 @@ pub(crate) fn events(request: &v1::WatchEventsRequest) -> Result<(EventFilter, O
     Ok((filter, revision(&request.revision)?))
 }
 
+pub(crate) fn agents(request: &v1::WatchAgentsRequest) -> Result<(AgentFilter, Option<Revision>)> {
+    Ok((agent::watch_filter(request)?, revision(&request.revision)?))
+}
+
 fn revision(text: &str) -> Result<Option<Revision>> {
     if text.is_empty() {
         return Ok(None);
@@ -77,9 +83,9 @@ fn revision(text: &str) -> Result<Option<Revision>> {
 /// A stream of a watch's messages.
 pub(crate) fn answer<T: Send + 'static, M: 'static>(
     watch: Watch<T>,
-    to_proto: fn(T) -> M,
+    to_proto: impl Fn(T) -> M + Send + 'static,
 ) -> Response<ResponseStream<M>> {
-    Response::new(watch.map(move |item| item.map(to_proto).map_err(Status::from)).boxed())
+    Response::new(watch.map(move |item| item.map(&to_proto).map_err(Status::from)).boxed())
 }
 
 fn phase(phase: Phase) -> i32 {
@@ -109,6 +115,16 @@ pub(crate) fn pool_delta(delta: Delta<PoolView, PoolId>) -> v1::WatchPoolsRespon
     v1::WatchPoolsResponse {
         pools: delta.items.iter().map(pool::to_proto).collect(),
         removed: delta.removed.iter().map(|id| format!("pools/{id}")).collect(),
+        phase: phase(delta.phase),
+        revision: text(delta.revision),
+    }
+}
+
+/// `keep`: how long pictures are kept.
+pub(crate) fn agent_delta(delta: Delta<Agent, AgentId>, keep: Duration) -> v1::WatchAgentsResponse {
+    v1::WatchAgentsResponse {
+        agents: delta.items.iter().map(|row| agent::brief(row, keep)).collect(),
+        removed: delta.removed.iter().map(|id| format!("agents/{id}")).collect(),
         phase: phase(delta.phase),
         revision: text(delta.revision),
     }

@@ -32,7 +32,7 @@ impl Orchestrator {
 }
 
 /// What an earlier call with this request id made; a different request with the same id is refused.
-async fn answered(shared: &Shared, request: Option<&RequestId>) -> Result<Option<String>> {
+pub(super) async fn answered(shared: &Shared, request: Option<&RequestId>) -> Result<Option<String>> {
     let Some(request) = request else { return Ok(None) };
     match shared.store.answered(request.id).await? {
         None => Ok(None),

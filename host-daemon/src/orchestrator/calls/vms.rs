@@ -43,10 +43,7 @@ impl Orchestrator {
                     VmView { vm, ..view }
                 }
                 // Gone since the store was read, but a page must not be shorter than the store's.
-                Err(_) => {
-                    let files = crate::hypervisor::VmFiles::default();
-                    VmView { vm: row, guest: None, pid: None, resident_bytes: 0, files }
-                }
+                Err(_) => VmView::bare(row),
             });
         }
         Ok(views)
@@ -361,6 +358,7 @@ impl Orchestrator {
             pid: run.map(|run| run.pid),
             resident_bytes,
             files: files.unwrap_or_default(),
+            agent: vm.lease.as_ref().and_then(|_| self.0.agents.on(&vm.id)),
             vm,
         }
     }

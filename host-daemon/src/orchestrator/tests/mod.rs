@@ -1,5 +1,6 @@
 //! The orchestrator on a scripted hypervisor: real store, real guest protocol, faults and crashes on demand.
 
+mod agents;
 mod crash;
 mod hot;
 mod leases;

@@ -10,6 +10,7 @@
 //! every `PACE`, which turns a burst into few messages for many watchers. Between follower and client a few messages may
 //! wait; when the client takes none of them for `watch_patience`, the watch ends with an error that says where to go on.
 
+mod agents;
 mod events;
 mod pools;
 mod vms;

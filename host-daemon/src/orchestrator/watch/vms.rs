@@ -6,7 +6,6 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{AT_ONCE, Delta, Follower, Outlet, Phase, Watch};
-use crate::hypervisor::VmFiles;
 use crate::model::error::Result;
 use crate::model::event::{Event, EventFilter, EventKind, Revision};
 use crate::model::ids::VmId;
@@ -58,13 +57,7 @@ impl Orchestrator {
                 VmView { vm: Vm { ip_address: view.vm.ip_address.clone(), ..row.clone() }, ..view }
             }
             // Just made, or just deleted.
-            _ => VmView {
-                vm: row.clone(),
-                guest: None,
-                pid: None,
-                resident_bytes: 0,
-                files: VmFiles::default(),
-            },
+            _ => VmView::bare(row.clone()),
         }
     }
 }

@@ -26,6 +26,7 @@ fn read(row: &SqliteRow) -> StoreResult<Event> {
         pool: row.opt_parsed("pool")?,
         lease: row.opt_parsed("lease")?,
         template: row.opt_parsed("template")?,
+        agent: row.opt_parsed("agent")?,
         moved: state("from_state")?.zip(state("to_state")?),
         ended: row.opt_choice("ended", EndedAs::parse)?,
         cause: row.text("cause")?,

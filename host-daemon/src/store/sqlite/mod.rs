@@ -3,6 +3,7 @@
 //! Readers are sqlx's, each with its own snapshot; they never wait for the writer. Everybody who writes queues for it
 //! instead of meeting in SQLite's busy handler, which is neither fair nor bounded.
 
+mod agent;
 mod event;
 mod lease;
 mod operation;
@@ -24,6 +25,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use super::changes::Changes;
 use super::{Answered, StoreConfig, StoreError, StoreResult};
 use crate::model::query::{Page, RequestId, VmFilter};
+pub use agent::NextAgent;
 use row::micros;
 use writer::{Tx, Writer, constraint, failed};
 

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::row::micros;
 use crate::model::event::Event;
-use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
+use crate::model::ids::{AgentId, LeaseId, PoolId, TemplateId, VmId};
 use crate::store::changes::{Changes, Commit, RowChange};
 use crate::store::{StoreConfig, StoreError, StoreResult};
 
@@ -281,8 +281,8 @@ impl Tx<'_> {
         event.revision = *self.head + 1;
         self.execute(
             "INSERT INTO events (revision, at, kind, vm, pool, lease, template, from_state, to_state, ended, cause,
-                actor, duration)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                actor, duration, agent)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             rusqlite::params![
                 super::row::int(event.revision),
                 micros(event.at),
@@ -297,6 +297,7 @@ impl Tx<'_> {
                 event.cause,
                 event.actor,
                 event.duration.map(super::row::duration),
+                event.agent.as_ref().map(AgentId::as_str),
             ],
         )
         .map_err(failed("write an event"))?;

@@ -3,6 +3,7 @@
 //! Pools are `browser` (has desktops), `empty` (exhausted at once) and `busy` (keeps callers waiting for ever). VMs are
 //! `browser-1` (running, leased), `browser-2` (saved) and `browser-3` (error). What clients did is in [`Seen`].
 
+mod agents;
 pub(crate) mod desktop;
 mod resources;
 mod watches;
@@ -11,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hvkube_proto::google::longrunning::operations_server::OperationsServer;
+use hvkube_sdk::v1::agent_service_server::AgentServiceServer;
 use hvkube_sdk::v1::desktop_service_server::DesktopServiceServer;
 use hvkube_sdk::v1::host_service_server::HostServiceServer;
 use hvkube_sdk::v1::lease_service_server::LeaseServiceServer;
@@ -55,6 +57,18 @@ pub(crate) struct Seen {
     pub(crate) update: Option<v1::UpdatePoolRequest>,
     /// The last template that was made.
     pub(crate) template: Option<v1::CreateTemplateRequest>,
+    /// The last agent that was submitted.
+    pub(crate) submitted: Option<v1::SubmitAgentRequest>,
+    /// Calls of ClaimAgent.
+    pub(crate) claims: u32,
+    /// Reports of workers.
+    pub(crate) reports: Vec<v1::ReportAgentRequest>,
+    /// Results of workers.
+    pub(crate) completed: Vec<v1::CompleteAgentRequest>,
+    /// Set by tests: reports answer AGENT_CLAIM_LOST.
+    pub(crate) claim_lost: bool,
+    /// Looks at the agent that was submitted.
+    agent_looks: u32,
     /// Set by tests: renewals answer LEASE_ENDED.
     pub(crate) lease_ended: bool,
     /// Set by tests: that many calls of AcquireVm break after the lease is made.
@@ -88,6 +102,7 @@ impl Fake {
             .add_service(VmServiceServer::with_interceptor(self.clone(), check))
             .add_service(LeaseServiceServer::with_interceptor(self.clone(), check))
             .add_service(DesktopServiceServer::with_interceptor(self.clone(), check))
+            .add_service(AgentServiceServer::with_interceptor(self.clone(), check))
             .add_service(HostServiceServer::with_interceptor(self.clone(), check))
             .add_service(OperationsServer::with_interceptor(self.clone(), check))
     }

@@ -19,7 +19,7 @@ use tonic_types::StatusExt as _;
 use super::desktop::FOREVER;
 use super::{Fake, details, refuse, unimplemented_methods};
 
-fn ago(seconds: u64) -> Option<Timestamp> {
+pub(super) fn ago(seconds: u64) -> Option<Timestamp> {
     Some(Timestamp::from(SystemTime::now() - Duration::from_secs(seconds)))
 }
 
@@ -38,7 +38,7 @@ fn vm(number: u32, state: VmState, availability: VmAvailability) -> v1::Vm {
     }
 }
 
-fn vms() -> Vec<v1::Vm> {
+pub(super) fn vms() -> Vec<v1::Vm> {
     let guest = v1::GuestSession {
         connected: true,
         epoch: 3,
