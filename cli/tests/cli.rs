@@ -73,6 +73,32 @@ fn a_daemon_that_is_not_there() {
 }
 
 #[test]
+fn clipboard_and_windows() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let picture = folder.path().join("in.png");
+    fs::write(&picture, PICTURE).expect("a file");
+    let picture = picture.to_str().expect("utf-8");
+    snapshot!("clipboard_empty", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
+    assert_eq!(daemon.command(&["vm", "clipboard", "set", "browser-1", "two", "words ä"]).status().expect("runs").code(), Some(0));
+    snapshot!("clipboard_get", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
+    let set = ["vm", "clipboard", "set", "browser-1", "--file", picture];
+    assert_eq!(daemon.command(&set).status().expect("runs").code(), Some(0));
+    let out = folder.path().join("out.png");
+    let get = ["vm", "clipboard", "get", "browser-1", "-o", out.to_str().expect("utf-8")];
+    assert_eq!(daemon.command(&get).status().expect("runs").code(), Some(0));
+    assert_eq!(fs::read(&out).expect("the picture"), PICTURE);
+    snapshot!("clipboard_no_text", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
+
+    snapshot!("windows", daemon.run(&["vm", "windows", "browser-1"]));
+    snapshot!("focus", daemon.run(&["vm", "focus", "browser-1", "mousepad"]));
+    snapshot!("windows_wide", daemon.run(&["vm", "windows", "browser-1", "-o", "wide"]));
+    snapshot!("windows_name", daemon.run(&["vm", "windows", "browser-1", "-o", "name"]));
+    snapshot!("focus_unknown", daemon.run(&["vm", "focus", "browser-1", "editor"]));
+    snapshot!("focus_gone", daemon.run(&["vm", "focus", "browser-1", "77"]));
+}
+
+#[test]
 fn usage_errors_name_the_argument() {
     let nowhere = Daemon::nowhere();
     for (name, arguments) in [

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod checkpoint;
 pub(crate) mod cp;
+pub(crate) mod desk;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod host;

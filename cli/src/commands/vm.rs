@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use hvkube_sdk::v1::{StopMode, Vm, VmState, WatchVmsRequest};
 
 use crate::args::{ListArgs, OutputArgs};
-use crate::commands::{checkpoint, cp, exec, input, screen};
+use crate::commands::{checkpoint, cp, desk, exec, input, screen};
 use crate::context::Context;
 use crate::output;
 use crate::report::{Failure, Outcome};
@@ -93,6 +93,13 @@ pub(crate) enum Action {
     Drag(input::Drag),
     /// Turn the wheel
     Scroll(input::Scroll),
+    /// What was copied on the desktop
+    #[command(subcommand)]
+    Clipboard(desk::Action),
+    /// List the windows on the desktop, the topmost first
+    Windows(desk::Windows),
+    /// Raise a window and give it the keyboard
+    Focus(desk::Focus),
     /// Run a program in the guest
     Exec(exec::Exec),
     /// Copy a file into or out of the guest
@@ -183,6 +190,9 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         Action::Move(args) => return input::move_to(context, args).await,
         Action::Drag(args) => return input::drag(context, args).await,
         Action::Scroll(args) => return input::scroll(context, args).await,
+        Action::Clipboard(action) => return desk::clipboard(context, action).await,
+        Action::Windows(args) => return desk::windows(context, args).await,
+        Action::Focus(args) => return desk::focus(context, args).await,
         Action::Exec(args) => return exec::run(context, args).await,
         Action::Cp(args) => return cp::run(context, args).await,
     }

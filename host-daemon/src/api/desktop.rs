@@ -9,7 +9,7 @@ use hvkube_proto::v1;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::convert::{input, process, screen};
+use super::convert::{desk, input, process, screen};
 use super::fields;
 use super::guard::{Guard, ResponseStream};
 use crate::guest::GuestError;
@@ -20,6 +20,8 @@ use crate::orchestrator::Orchestrator;
 
 /// For calls whose client set no deadline: longer than any single answer takes.
 const PICTURE: Duration = Duration::from_secs(60);
+/// The same for the clipboard and the windows: a program may have to be asked, and may take its time.
+const DESK: Duration = Duration::from_secs(40);
 /// The same for batches of input, which may be long texts.
 const INPUT: Duration = Duration::from_secs(600);
 /// The same for programs and files.
@@ -93,6 +95,14 @@ impl DesktopService {
 
 fn file_error(error: GuestError) -> Error {
     error.into_error(Reason::GuestFileNotFound)
+}
+
+fn window_error(error: GuestError) -> Error {
+    error.into_error(Reason::WindowNotFound)
+}
+
+fn desk_error(error: GuestError) -> Error {
+    error.into_error(Reason::GuestFailed)
 }
 
 fn program_error(error: GuestError) -> Error {
@@ -197,6 +207,59 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let settled = guard.hold(call).await?.settled;
         let sequence = settled.sequence;
         Ok(Response::new(v1::WaitForSettleResponse { settle: Some(screen::settled(&settled)), sequence }))
+    }
+
+    async fn get_clipboard(
+        &self,
+        request: Request<v1::GetClipboardRequest>,
+    ) -> Result<Response<v1::GetClipboardResponse>, Status> {
+        let wanted = desk::get(request.get_ref())?;
+        let mut guard = self.guard(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call = async {
+            let found = session.get_clipboard(wanted.selection, wanted.kind, wanted.max, deadline).await;
+            desk::found(found.map_err(desk_error)?, wanted.max)
+        };
+        Ok(Response::new(guard.hold(call).await?))
+    }
+
+    async fn set_clipboard(
+        &self,
+        request: Request<v1::SetClipboardRequest>,
+    ) -> Result<Response<v1::SetClipboardResponse>, Status> {
+        let (selection, content) = desk::set(request.get_ref())?;
+        let mut guard = self.driver(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call =
+            async { session.set_clipboard(selection, content, deadline).await.map_err(desk_error) };
+        guard.hold(call).await?;
+        Ok(Response::new(v1::SetClipboardResponse {}))
+    }
+
+    async fn list_windows(
+        &self,
+        request: Request<v1::ListWindowsRequest>,
+    ) -> Result<Response<v1::ListWindowsResponse>, Status> {
+        let mut guard = self.guard(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call = async { session.list_windows(deadline).await.map_err(desk_error) };
+        Ok(Response::new(desk::windows(guard.hold(call).await?)))
+    }
+
+    async fn focus_window(
+        &self,
+        request: Request<v1::FocusWindowRequest>,
+    ) -> Result<Response<v1::FocusWindowResponse>, Status> {
+        let id = request.get_ref().window_id;
+        if id == 0 {
+            return Err(Error::field("window_id", "is required: the id of a window of ListWindows").into());
+        }
+        let timeout = desk::focus_timeout(request.get_ref().timeout)?;
+        let mut guard = self.driver(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call = async { session.focus_window(id, timeout, deadline).await.map_err(window_error) };
+        let window = desk::window(guard.hold(call).await?);
+        Ok(Response::new(v1::FocusWindowResponse { window: Some(window) }))
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<Self::ExecStream>, Status> {

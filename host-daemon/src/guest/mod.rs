@@ -13,6 +13,7 @@
 //! Nothing a guest sends is trusted: a message is 2 MiB at most, lengths are checked before they are allocated,
 //! rectangles must lie in their frame, numbers must be finite, and text loses its control characters.
 
+mod desk;
 mod desktop;
 mod error;
 mod hello;
@@ -22,6 +23,9 @@ mod session;
 mod types;
 mod wire;
 
+pub use desk::{
+    Clipboard, ClipboardFound, ClipboardKind, MAX_CLIPBOARD, Monitor, Selection, Window, WindowArea, Windows,
+};
 pub use error::GuestError;
 pub use session::{Glance, Session, connect};
 pub use types::{

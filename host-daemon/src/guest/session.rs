@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::StreamExt as _;
 use hvkube_proto::guest::v1 as pb;
 use hyper_util::rt::TokioIo;
+use pb::desktop_service_client::DesktopServiceClient;
 use pb::display_service_client::DisplayServiceClient;
 use pb::process_service_client::ProcessServiceClient;
 use pb::supervisor_service_client::SupervisorServiceClient;
@@ -256,6 +257,10 @@ impl Session {
         ProcessServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
     }
 
+    pub(super) fn desktop(&self) -> DesktopServiceClient<Channel> {
+        self.0.calls.desktop()
+    }
+
     pub(super) async fn call<T>(
         &self,
         what: &'static str,
@@ -274,6 +279,10 @@ impl Session {
 impl Calls {
     pub(super) fn display(&self) -> DisplayServiceClient<Channel> {
         DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn desktop(&self) -> DesktopServiceClient<Channel> {
+        DesktopServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn supervisor(&self) -> SupervisorServiceClient<Channel> {

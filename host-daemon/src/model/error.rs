@@ -83,6 +83,8 @@ reasons! {
     GuestFileNotFound = "GUEST_FILE_NOT_FOUND", NotFound;
     /// No such program in the guest.
     ProgramNotFound = "PROGRAM_NOT_FOUND", NotFound;
+    /// No such window on the desktop.
+    WindowNotFound = "WINDOW_NOT_FOUND", NotFound;
     /// The id is taken.
     AlreadyExists = "RESOURCE_EXISTS", AlreadyExists;
     /// The VM's state does not allow the move.
@@ -143,6 +145,8 @@ reasons! {
     QuotaExceeded = "QUOTA_EXCEEDED", ResourceExhausted;
     /// The encoded picture is larger than asked.
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
+    /// The clipboard holds more than asked.
+    ClipboardTooLarge = "CLIPBOARD_TOO_LARGE", ResourceExhausted;
     /// The agent keeps as many pictures as it may.
     TooManyScreenshots = "TOO_MANY_SCREENSHOTS", ResourceExhausted;
     /// No session with the guest's agent.

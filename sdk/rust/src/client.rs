@@ -25,8 +25,8 @@ use crate::v1::vm_service_client::VmServiceClient;
 
 /// Largest answer that is taken: a raw 4K screenshot is 33 MB.
 const MAX_ANSWER: usize = 64 << 20;
-/// Largest request that is made; the largest legal ones are a little over 1 MiB per event or chunk.
-const MAX_REQUEST: usize = 16 << 20;
+/// Largest request that is made: a clipboard of 16 MiB, with room around it.
+const MAX_REQUEST: usize = 17 << 20;
 /// Moves answer when the VM has arrived; a cold boot without hardware acceleration takes minutes.
 const MOVE_WAIT: Duration = Duration::from_secs(600);
 

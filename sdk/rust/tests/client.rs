@@ -340,3 +340,18 @@ async fn an_agent_is_waited_for_through_broken_watches() {
     assert_eq!(ended.result.expect("a result").output_json, r#"{"price":120}"#);
     assert_eq!(seen, [v1::AgentStatus::Pending, v1::AgentStatus::Completed]);
 }
+
+#[tokio::test]
+async fn the_clipboard_and_the_windows_of_a_desktop() {
+    let client = connected(&Fake::default(), TOKEN).await;
+    let desktop = client.target("browser-1");
+    assert_eq!(desktop.clipboard().await.expect("empty"), None);
+    desktop.set_clipboard("copied").await.expect("set");
+    assert_eq!(desktop.clipboard().await.expect("held"), Some("copied".into()));
+    let windows = desktop.windows().await.expect("listed").windows;
+    assert_eq!(windows.iter().filter(|window| window.focused).count(), 0);
+    let focused = desktop.focus(windows[0].id).await.expect("focused");
+    assert!(focused.focused);
+    let error = desktop.focus(99).await.expect_err("no such window");
+    assert_eq!((error.code(), error.reason()), (Code::NotFound, Some("WINDOW_NOT_FOUND")));
+}

@@ -51,6 +51,10 @@ pub(crate) struct Seen {
     pub(crate) uploads: u32,
     /// Uploads that broke before their end.
     pub(crate) broken_uploads: u32,
+    /// In the clipboard.
+    pub(crate) clipboard: Option<v1::clipboard_content::Content>,
+    /// Id of the window that was focused last.
+    pub(crate) focused: u64,
     /// Programs that were killed because their caller went away.
     pub(crate) killed: u32,
     /// The last pool update.
