@@ -80,7 +80,14 @@ fn clipboard_and_windows() {
     fs::write(&picture, PICTURE).expect("a file");
     let picture = picture.to_str().expect("utf-8");
     snapshot!("clipboard_empty", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
-    assert_eq!(daemon.command(&["vm", "clipboard", "set", "browser-1", "two", "words ä"]).status().expect("runs").code(), Some(0));
+    assert_eq!(
+        daemon
+            .command(&["vm", "clipboard", "set", "browser-1", "two", "words ä"])
+            .status()
+            .expect("runs")
+            .code(),
+        Some(0)
+    );
     snapshot!("clipboard_get", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
     let set = ["vm", "clipboard", "set", "browser-1", "--file", picture];
     assert_eq!(daemon.command(&set).status().expect("runs").code(), Some(0));
@@ -96,6 +103,34 @@ fn clipboard_and_windows() {
     snapshot!("windows_name", daemon.run(&["vm", "windows", "browser-1", "-o", "name"]));
     snapshot!("focus_unknown", daemon.run(&["vm", "focus", "browser-1", "editor"]));
     snapshot!("focus_gone", daemon.run(&["vm", "focus", "browser-1", "77"]));
+}
+
+#[test]
+fn secrets_come_from_files_or_standard_input_only() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    fs::write(&file, "open sesame\r\n").expect("a file");
+    let create =
+        ["secret", "create", "shop", "--pool", "browser", "--caller", "ci", "--description", "of the shop"];
+    let from_file = [&create[..], &["--file", file.to_str().expect("utf-8")]].concat();
+    snapshot!("secret_create", daemon.run(&from_file));
+    let mut piped = daemon.command(&["secret", "create", "mail"]);
+    piped.stdin(fs::File::open(&file).expect("a file"));
+    assert_eq!(piped.output().expect("runs").status.code(), Some(0));
+    let values: Vec<_> = daemon.fake.seen().secrets.iter().map(|(_, value)| value.clone()).collect();
+    assert_eq!(values, ["open sesame", "open sesame"]);
+    snapshot!("secret_list", daemon.run(&["secret", "list"]));
+    snapshot!("secret_get", daemon.run(&["secret", "get", "shop", "-o", "wide"]));
+    let typed = daemon.command(&["vm", "type", "browser-1", "--secret", "shop", "--enter"]).output();
+    assert_eq!(typed.expect("runs").status.code(), Some(0));
+    let Some(Event::Text(text)) = daemon.fake.seen().batches[0].events[0].event.clone() else {
+        panic!("no text");
+    };
+    assert_eq!((text.text.as_str(), text.secret.as_str()), ("", "secrets/shop"));
+    snapshot!("secret_delete", daemon.run(&["secret", "delete", "shop"]));
+    snapshot!("secret_gone", daemon.run(&["secret", "get", "shop"]));
+    snapshot!("usage_secret", daemon.run(&["vm", "type", "browser-1", "text", "--secret", "shop"]));
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub(crate) mod misc;
 pub(crate) mod operation;
 pub(crate) mod pool;
 pub(crate) mod screen;
+pub(crate) mod secret;
 pub(crate) mod template;
 pub(crate) mod vm;
 
@@ -30,6 +31,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Outcome {
         Command::Lease(action) => lease::run(context, action).await,
         Command::Events(action) => events::run(context, action).await,
         Command::Agent(action) => agent::run(context, action).await,
+        Command::Secret(action) => secret::run(context, action).await,
         Command::Host(action) => host::run(context, action).await,
         Command::Operation(action) => operation::run(context, action).await,
         Command::Completions(args) => misc::completions(&args),

@@ -4,7 +4,7 @@ use hvkube_proto::google::longrunning::{Operation, operation};
 use hvkube_sdk::template_progress;
 use hvkube_sdk::v1::{
     BackupStoreMetadata, BackupStoreResponse, Checkpoint, Event, EventKind, Host, Lease, LeaseState,
-    NetworkMode, Pool, Template, TemplateState, Vm, VmAvailability, VmState, Window, WindowArea,
+    NetworkMode, Pool, Secret, Template, TemplateState, Vm, VmAvailability, VmState, Window, WindowArea,
 };
 use prost::Message as _;
 
@@ -73,6 +73,27 @@ fn guest(vm: &Vm) -> String {
         Some(guest) if guest.connected => guest.os.clone(),
         Some(_) => "away".to_owned(),
         None => String::new(),
+    }
+}
+
+impl Resource for Secret {
+    const MESSAGE: &'static str = "hvkube.v1.Secret";
+    const PLURAL: &'static str = "secrets";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |secret| short(&secret.name);
+            "POOLS" Table |secret| secret.allowed_pools.iter().map(|pool| short(pool)).collect::<Vec<_>>().join(", ");
+            "CALLERS" Table |secret| secret.allowed_callers.join(", ");
+            "AGE" Table |secret| age(secret.create_time.as_ref());
+            "DESCRIPTION" Table |secret| secret.description.clone();
+            "CREATED" Detail |secret| time(secret.create_time.as_ref());
+            "UID" Detail |secret| secret.uid.clone();
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::model::error::{Error, Reason, Result as DomainResult};
 use crate::model::input::InputEvent;
 use crate::model::screen::Size;
 use crate::orchestrator::Orchestrator;
+use crate::orchestrator::request::Caller;
 
 /// For calls whose client set no deadline: longer than any single answer takes.
 const PICTURE: Duration = Duration::from_secs(60);
@@ -48,6 +49,12 @@ impl DesktopService {
         let guard = Guard::new(&self.orchestrator, request, &target).await?;
         self.orchestrator.may_drive(&target)?;
         Ok(guard)
+    }
+
+    /// Looks up the secrets that events name.
+    async fn reveal(&self, caller: &Caller, target: &str, events: &mut [InputEvent]) -> DomainResult<()> {
+        let target = fields::target("target", target)?;
+        self.orchestrator.reveal_secrets(caller, &target, events).await
     }
 
     fn check_root(&self, guard: &Guard, as_root: bool) -> DomainResult<()> {
@@ -168,8 +175,9 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         request: Request<v1::SendInputRequest>,
     ) -> Result<Response<v1::SendInputResponse>, Status> {
         let wanted = request.get_ref();
-        let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
+        let mut batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
         let mut guard = self.driver(&request, &wanted.target).await?;
+        self.reveal(&guard.caller, &wanted.target, &mut batch.events).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let call = async { Ok(hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
         let done = guard.hold(call).await?;
@@ -178,11 +186,12 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
 
     async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {
         let wanted = request.get_ref();
-        let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
+        let mut batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
         let settle = screen::settle(wanted.settle.as_ref())?;
         let options = screen::options(wanted.options.as_ref())?;
         let shape = wanted.options.is_some_and(|options| options.cursor_shape);
         let mut guard = self.driver(&request, &wanted.target).await?;
+        self.reveal(&guard.caller, &wanted.target, &mut batch.events).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let Batch { id, events, frame } = batch;
         let call = async { Ok(hub.act(&id, events, frame, &settle, &options, deadline).await?) };
@@ -230,8 +239,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let (selection, content) = desk::set(request.get_ref())?;
         let mut guard = self.driver(&request, &request.get_ref().target).await?;
         let (session, deadline) = (guard.session()?, guard.deadline(DESK));
-        let call =
-            async { session.set_clipboard(selection, content, deadline).await.map_err(desk_error) };
+        let call = async { session.set_clipboard(selection, content, deadline).await.map_err(desk_error) };
         guard.hold(call).await?;
         Ok(Response::new(v1::SetClipboardResponse {}))
     }

@@ -15,7 +15,7 @@ use tower::ServiceExt as _;
 
 use super::deadline::{self, Stopping};
 use super::tokens::Tokens;
-use super::{agent, auth, desktop, health, host, lease, operations, pictures, pool, template, vm};
+use super::{agent, auth, desktop, health, host, lease, operations, pictures, pool, secret, template, vm};
 use crate::guest::MAX_CLIPBOARD;
 use crate::orchestrator::Orchestrator;
 
@@ -108,6 +108,7 @@ impl Services {
         let desktop_server = v1::desktop_service_server::DesktopServiceServer::from_arc(desktop.clone());
         routes = routes.add_service(desktop_server.max_decoding_message_size(MAX_DESKTOP_REQUEST));
         add!(routes, v1::agent_service_server::AgentServiceServer<_>, agent::AgentService(of()));
+        add!(routes, v1::secret_service_server::SecretServiceServer<_>, secret::SecretService(of()));
         add!(routes, v1::host_service_server::HostServiceServer<_>, host::HostService(of()));
         add!(routes, OperationsServer<_>, operations::Operations(of()));
         let router = with_common(routes, health)?.into_axum_router();

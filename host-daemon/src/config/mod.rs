@@ -359,6 +359,7 @@ impl Config {
         Settings {
             host_id: from.host_id.clone(),
             data_dir: self.state_dir.clone(),
+            secrets_dir: self.state_dir.join("secrets"),
             boot_timeout: from.boot_timeout,
             answer_timeout: from.answer_timeout,
             agent_timeout: from.agent_timeout,

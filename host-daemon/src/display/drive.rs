@@ -138,7 +138,9 @@ impl Hub {
             return Err(DisplayError::NotConnected);
         }
         let settle = settle.map(|settle| fit(settle, frame, size, deadline));
-        let outcome = match session.input(batch_id, &events, settle.as_ref(), deadline).await {
+        let secret = events.iter().any(InputEvent::is_secret);
+        let answer = session.input(batch_id, &events, settle.as_ref(), deadline).await;
+        let outcome = match answer.map_err(|error| if secret { error.without_words() } else { error }) {
             Ok(outcome) => outcome,
             Err(source) if source.outcome_unknown() => {
                 return Err(DisplayError::OutcomeUnknown { completed: 0, source });
@@ -147,6 +149,7 @@ impl Hub {
         };
         if let Some(failure) = &outcome.failure {
             self.forget_size();
+            let failure = if secret { &withheld(failure, &events) } else { failure };
             return Err(refused(failure, &outcome, &events, size));
         }
         let done = InputDone {
@@ -210,6 +213,17 @@ fn inside(mut settled: Settled, size: Size) -> Settled {
     settled.changed =
         settled.changed.iter().filter_map(|rect| rect.intersection(Rect::whole(size))).collect();
     settled
+}
+
+/// A refusal without the agent's words, but for the name of a key that is in the batch: they may quote a secret.
+fn withheld(failure: &InputFailure, events: &[InputEvent]) -> InputFailure {
+    let keys = events.iter().flat_map(InputEvent::keys).map(|(_, key)| format!("{key:?}"));
+    let named = keys.into_iter().find(|key| failure.message.contains(key));
+    let message = match (failure.reason, named) {
+        (InputFailureReason::UnknownKey, Some(key)) => format!("no key named {key}"),
+        _ => "refused; why is withheld, because a secret is among the input".to_owned(),
+    };
+    InputFailure { reason: failure.reason, message }
 }
 
 /// The agent's refusal in the terms of the batch.

@@ -12,7 +12,7 @@
 //! *epoch*, which grows and never goes back: whoever comes with an older one is late. An *attempt* is a claim that got a VM
 //! and did not end for a reason that is ours (the daemon stopped, nobody took the answer).
 
-mod micros;
+pub(super) mod micros;
 #[cfg(test)]
 mod tests;
 

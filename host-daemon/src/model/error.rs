@@ -133,6 +133,8 @@ reasons! {
     AdminOnly = "ADMIN_ONLY", PermissionDenied;
     /// Somebody else holds the lease.
     LeaseNotYours = "LEASE_NOT_YOURS", PermissionDenied;
+    /// The secret is not the caller's to have typed there.
+    SecretNotAllowed = "SECRET_NOT_ALLOWED", PermissionDenied;
     /// Somebody else submitted, or claimed, the agent.
     AgentNotYours = "AGENT_NOT_YOURS", PermissionDenied;
     /// The desktop user may not.
@@ -147,6 +149,8 @@ reasons! {
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
     /// The clipboard holds more than asked.
     ClipboardTooLarge = "CLIPBOARD_TOO_LARGE", ResourceExhausted;
+    /// The daemon keeps as many secrets as it may.
+    TooManySecrets = "TOO_MANY_SECRETS", ResourceExhausted;
     /// The agent keeps as many pictures as it may.
     TooManyScreenshots = "TOO_MANY_SCREENSHOTS", ResourceExhausted;
     /// No session with the guest's agent.

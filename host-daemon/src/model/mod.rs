@@ -14,6 +14,7 @@ pub mod query;
 pub mod queue;
 pub mod record;
 pub mod screen;
+pub mod secret;
 pub mod template;
 pub mod vm;
 

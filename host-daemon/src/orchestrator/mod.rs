@@ -39,6 +39,7 @@ use crate::display::Encoders;
 use crate::hypervisor::{Event, Hypervisor};
 use crate::model::error::{Error, Reason, Result};
 use crate::store::Store;
+use crate::store::vault::Vault;
 use leases::Leases;
 use operations::{Imports, Operations};
 use pools::Pools;
@@ -67,6 +68,9 @@ struct Shared {
     agents: agents::Agents,
     operations: Operations,
     importing: Imports,
+    vault: Arc<Vault>,
+    /// Held by whoever makes or deletes a secret.
+    secrets: tokio::sync::Mutex<()>,
     /// Every task of the orchestrator, so that a stop can wait for them.
     tasks: TaskTracker,
     /// New work is refused and controllers end.
@@ -98,6 +102,8 @@ impl Orchestrator {
             agents: agents::Agents::default(),
             operations: Operations::default(),
             importing: Imports::default(),
+            vault: Arc::new(Vault::new(&settings.secrets_dir)),
+            secrets: tokio::sync::Mutex::default(),
             settings,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

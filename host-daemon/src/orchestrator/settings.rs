@@ -12,6 +12,8 @@ pub struct Settings {
     pub host_id: String,
     /// Where VM files are kept; its free space is reported.
     pub data_dir: PathBuf,
+    /// Where secrets are kept; made with the first one.
+    pub secrets_dir: PathBuf,
     /// How long a golden image may take to boot until its agent answers. Software emulation takes 20 to 40 s, a first
     /// Windows boot longer.
     pub boot_timeout: Duration,
@@ -69,6 +71,7 @@ impl Default for Settings {
         Self {
             host_id: "local".into(),
             data_dir: PathBuf::from("."),
+            secrets_dir: PathBuf::from("secrets"),
             boot_timeout: Duration::from_secs(180),
             answer_timeout: Duration::from_secs(10),
             agent_timeout: Duration::from_secs(30),

@@ -4,12 +4,15 @@
 //! nothing. There is one API, [`Store`], and one module per database; SQLite is the one so far. A second one becomes an
 //! enum behind the same methods, not `sqlx::Any`, since locking differs (one writer here, `FOR UPDATE` there).
 //!
+//! Secrets are kept apart, in encrypted files ([`vault`]).
+//!
 //! Every change is written together with its [`Event`](crate::model::event::Event), in one transaction, and shown to those
 //! who watch ([`Changes`]) once it is committed.
 
 mod changes;
 pub mod copy;
 mod sqlite;
+pub mod vault;
 
 use std::path::PathBuf;
 

@@ -20,6 +20,7 @@ use crate::v1::desktop_service_client::DesktopServiceClient;
 use crate::v1::host_service_client::HostServiceClient;
 use crate::v1::lease_service_client::LeaseServiceClient;
 use crate::v1::pool_service_client::PoolServiceClient;
+use crate::v1::secret_service_client::SecretServiceClient;
 use crate::v1::template_service_client::TemplateServiceClient;
 use crate::v1::vm_service_client::VmServiceClient;
 
@@ -156,6 +157,10 @@ impl Client {
     service! {
         /// Generated client of the service, with token and limits.
         hosts: HostServiceClient
+    }
+    service! {
+        /// Generated client of the service, with token and limits.
+        secrets: SecretServiceClient
     }
     service! {
         /// Generated client of the service, with token and limits.

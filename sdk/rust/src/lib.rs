@@ -52,6 +52,7 @@ mod operations;
 mod paging;
 mod pools;
 mod retry;
+mod secrets;
 mod templates;
 mod vms;
 mod watch;

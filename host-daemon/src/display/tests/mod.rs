@@ -1,5 +1,6 @@
 //! Hubs with an agent in memory, and with none.
 
+mod secrets;
 mod stub;
 
 use std::time::Duration;

@@ -5,6 +5,7 @@ mod desktops;
 pub(super) mod host;
 mod leases;
 mod pools;
+mod secrets;
 mod templates;
 mod vms;
 

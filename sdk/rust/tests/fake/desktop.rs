@@ -176,7 +176,9 @@ impl DesktopService for Fake {
         let request = request.into_inner();
         target(&request.target)?;
         let content = self.seen().clipboard.clone().filter(|content| match (request.format(), content) {
-            (v1::ClipboardFormat::Text, Content::Png(_)) | (v1::ClipboardFormat::Png, Content::Text(_)) => false,
+            (v1::ClipboardFormat::Text, Content::Png(_)) | (v1::ClipboardFormat::Png, Content::Text(_)) => {
+                false
+            }
             _ => true,
         });
         let content = content.map(|content| v1::ClipboardContent { content: Some(content) });
