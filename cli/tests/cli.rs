@@ -101,6 +101,9 @@ fn clipboard_and_windows() {
     snapshot!("focus", daemon.run(&["vm", "focus", "browser-1", "mousepad"]));
     snapshot!("windows_wide", daemon.run(&["vm", "windows", "browser-1", "-o", "wide"]));
     snapshot!("windows_name", daemon.run(&["vm", "windows", "browser-1", "-o", "name"]));
+    snapshot!("mask", daemon.run(&["vm", "mask", "browser-1", "1,2,3,4", "10,20,30,40"]));
+    snapshot!("mask_list", daemon.run(&["vm", "mask", "browser-1"]));
+    snapshot!("mask_clear", daemon.run(&["vm", "mask", "browser-1", "--clear"]));
     snapshot!("focus_unknown", daemon.run(&["vm", "focus", "browser-1", "editor"]));
     snapshot!("focus_gone", daemon.run(&["vm", "focus", "browser-1", "77"]));
 }

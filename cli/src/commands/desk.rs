@@ -1,4 +1,4 @@
-//! `hvkube vm clipboard`, `windows` and `focus`.
+//! `hvkube vm clipboard`, `windows`, `focus` and `mask`.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -6,13 +6,14 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use hvkube_sdk::desktop::Clipboard;
-use hvkube_sdk::v1::{ClipboardFormat, ClipboardSelection, ListWindowsResponse, Window};
+use hvkube_sdk::v1::{ClipboardFormat, ClipboardSelection, ListWindowsResponse, Rect, Window};
 
 use crate::args::OutputArgs;
 use crate::context::Context;
 use crate::output;
 use crate::output::human;
 use crate::report::{Failure, Outcome};
+use crate::units;
 
 /// Most that a clipboard holds.
 const MAX_BYTES: u64 = 16 << 20;
@@ -63,6 +64,18 @@ pub(crate) struct Focus {
     name: String,
     /// Its id, or a part of its title or program; of several windows the topmost
     window: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mask {
+    /// VM (id or name) or leases/ID
+    name: String,
+    /// What to cover, in place of what was covered before
+    #[arg(value_name = "X,Y,W,H", value_parser = units::rect)]
+    masks: Vec<Rect>,
+    /// Cover nothing any more
+    #[arg(long, conflicts_with = "masks")]
+    clear: bool,
 }
 
 fn selection(primary: bool) -> ClipboardSelection {
@@ -163,6 +176,22 @@ pub(crate) async fn windows(context: &Context, args: Windows) -> Outcome {
     if let Some(screen) = screen.filter(|_| output::is_for_people(format)) {
         let size = screen.size.unwrap_or_default();
         context.note(format_args!("screen: {}x{}, {} dpi", size.width, size.height, screen.dpi));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn mask(context: &Context, args: Mask) -> Outcome {
+    let target = context.client().await?.target(&args.name);
+    let masks = if args.clear || !args.masks.is_empty() {
+        target.set_masks(args.masks).await?
+    } else {
+        target.masks().await?.masks
+    };
+    for mask in &masks {
+        output::write(&format!("{},{},{},{}\n", mask.x, mask.y, mask.width, mask.height))?;
+    }
+    if masks.is_empty() {
+        context.note("nothing is covered");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -100,6 +100,8 @@ pub(crate) enum Action {
     Windows(desk::Windows),
     /// Raise a window and give it the keyboard
     Focus(desk::Focus),
+    /// Cover parts of the screen in every picture of it until the lease ends; without any, show what is covered
+    Mask(desk::Mask),
     /// Run a program in the guest
     Exec(exec::Exec),
     /// Copy a file into or out of the guest
@@ -193,6 +195,7 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         Action::Clipboard(action) => return desk::clipboard(context, action).await,
         Action::Windows(args) => return desk::windows(context, args).await,
         Action::Focus(args) => return desk::focus(context, args).await,
+        Action::Mask(args) => return desk::mask(context, args).await,
         Action::Exec(args) => return exec::run(context, args).await,
         Action::Cp(args) => return cp::run(context, args).await,
     }

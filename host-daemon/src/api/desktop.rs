@@ -10,8 +10,8 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::convert::{desk, input, process, screen};
-use super::fields;
 use super::guard::{Guard, ResponseStream};
+use super::{auth, fields};
 use crate::guest::GuestError;
 use crate::model::error::{Error, Reason, Result as DomainResult};
 use crate::model::input::InputEvent;
@@ -268,6 +268,29 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let call = async { session.focus_window(id, timeout, deadline).await.map_err(window_error) };
         let window = desk::window(guard.hold(call).await?);
         Ok(Response::new(v1::FocusWindowResponse { window: Some(window) }))
+    }
+
+    async fn set_masks(
+        &self,
+        request: Request<v1::SetMasksRequest>,
+    ) -> Result<Response<v1::SetMasksResponse>, Status> {
+        let wanted = request.get_ref();
+        let (areas, frame) = (desk::masks(&wanted.masks)?, screen::frame_size(wanted.frame_size)?);
+        let target = fields::target("target", &wanted.target)?;
+        let mut guard = self.driver(&request, &wanted.target).await?;
+        let (caller, deadline) = (guard.caller.clone(), guard.deadline(PICTURE));
+        let call = self.orchestrator.set_masks(&caller, &target, areas, frame, deadline);
+        let masks = guard.hold(call).await?.into_iter().map(screen::from_rect).collect();
+        Ok(Response::new(v1::SetMasksResponse { masks }))
+    }
+
+    async fn list_masks(
+        &self,
+        request: Request<v1::ListMasksRequest>,
+    ) -> Result<Response<v1::ListMasksResponse>, Status> {
+        let target = fields::target("target", &request.get_ref().target)?;
+        let masks = self.orchestrator.masks(&auth::of(&request)?, &target).await?;
+        Ok(Response::new(desk::masks_to_proto(masks)))
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<Self::ExecStream>, Status> {

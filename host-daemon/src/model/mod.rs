@@ -9,6 +9,7 @@ pub mod input;
 pub mod input_rules;
 pub mod keys;
 pub mod lease;
+pub mod mask;
 pub mod policy;
 pub mod query;
 pub mod queue;

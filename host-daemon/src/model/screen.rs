@@ -50,7 +50,7 @@ impl Size {
 }
 
 /// A rectangle inside a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 pub struct Rect {
     /// Left edge.
     pub x: u32,

@@ -42,6 +42,7 @@ use crate::hypervisor::{Event, Hypervisor};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::ids::{TemplateId, VmId};
 use crate::store::Store;
+use crate::store::masks::MaskFiles;
 use crate::store::vault::Vault;
 use leases::Leases;
 use operations::{Names, Operations};
@@ -74,6 +75,7 @@ struct Shared {
     /// VMs that get their rows, that templates are prepared with, or that no row knows and that are removed.
     making: Names<VmId>,
     vault: Arc<Vault>,
+    masks: Arc<MaskFiles>,
     /// Held by whoever makes or deletes a secret.
     secrets: tokio::sync::Mutex<()>,
     /// Every task of the orchestrator, so that a stop can wait for them.
@@ -109,6 +111,7 @@ impl Orchestrator {
             importing: Names::default(),
             making: Names::default(),
             vault: Arc::new(Vault::new(&settings.secrets_dir)),
+            masks: Arc::new(MaskFiles::new(&settings.masks_dir)),
             secrets: tokio::sync::Mutex::default(),
             settings,
             tasks: TaskTracker::new(),

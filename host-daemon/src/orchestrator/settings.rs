@@ -14,6 +14,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where secrets are kept; made with the first one.
     pub secrets_dir: PathBuf,
+    /// Where masks are kept; made with the first ones.
+    pub masks_dir: PathBuf,
     /// How long a golden image may take to boot until its agent answers. Software emulation takes 20 to 40 s, a first
     /// Windows boot longer.
     pub boot_timeout: Duration,
@@ -75,6 +77,7 @@ impl Default for Settings {
             host_id: "local".into(),
             data_dir: PathBuf::from("."),
             secrets_dir: PathBuf::from("secrets"),
+            masks_dir: PathBuf::from("masks"),
             boot_timeout: Duration::from_secs(180),
             answer_timeout: Duration::from_secs(10),
             agent_timeout: Duration::from_secs(30),

@@ -4,13 +4,14 @@
 //! nothing. There is one API, [`Store`], and one module per database; SQLite is the one so far. A second one becomes an
 //! enum behind the same methods, not `sqlx::Any`, since locking differs (one writer here, `FOR UPDATE` there).
 //!
-//! Secrets are kept apart, in encrypted files ([`vault`]).
+//! Secrets are kept apart, in encrypted files ([`vault`]), and so are masks of screens ([`masks`]).
 //!
 //! Every change is written together with its [`Event`](crate::model::event::Event), in one transaction, and shown to those
 //! who watch ([`Changes`]) once it is committed.
 
 mod changes;
 pub mod copy;
+pub mod masks;
 mod sqlite;
 pub mod vault;
 

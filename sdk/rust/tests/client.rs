@@ -352,6 +352,9 @@ async fn the_clipboard_and_the_windows_of_a_desktop() {
     assert_eq!(windows.iter().filter(|window| window.focused).count(), 0);
     let focused = desktop.focus(windows[0].id).await.expect("focused");
     assert!(focused.focused);
+    let mask = v1::Rect { x: 1, y: 2, width: 3, height: 4 };
+    assert_eq!(desktop.set_masks(vec![mask]).await.expect("covered"), [mask]);
+    assert_eq!(desktop.masks().await.expect("listed").masks, [mask]);
     let error = desktop.focus(99).await.expect_err("no such window");
     assert_eq!((error.code(), error.reason()), (Code::NotFound, Some("WINDOW_NOT_FOUND")));
 }

@@ -7,12 +7,14 @@ use hvkube_proto::v1;
 use image::ImageDecoder as _;
 use image::codecs::png::PngDecoder;
 
+use super::screen;
 use crate::api::fields;
 use crate::guest::{
     Clipboard, ClipboardFound, ClipboardKind, MAX_CLIPBOARD, Monitor, Selection, Window, WindowArea, Windows,
 };
 use crate::model::error::{Error, Reason, Result};
-use crate::model::screen::Size;
+use crate::model::mask::Masks;
+use crate::model::screen::{Rect, Size};
 
 /// What an answer holds at most where nobody says anything: it fits a client's default message limit.
 const DEFAULT_BYTES: usize = 3_500_000;
@@ -120,6 +122,23 @@ pub(crate) fn focus_timeout(timeout: Option<prost_types::Duration>) -> Result<Du
     Ok(fields::duration("timeout", timeout, FOCUS)?.unwrap_or(DEFAULT_FOCUS))
 }
 
+/// Parts of the frame to cover.
+pub(crate) fn masks(rects: &[v1::Rect]) -> Result<Vec<Rect>> {
+    if rects.len() > Masks::MAX {
+        let what = format!("has {} entries, at most {} are allowed", rects.len(), Masks::MAX);
+        return Err(Error::field("masks", what));
+    }
+    rects.iter().enumerate().map(|(i, rect)| screen::rect(&format!("masks[{i}]"), rect)).collect()
+}
+
+pub(crate) fn masks_to_proto(masks: Option<Masks>) -> v1::ListMasksResponse {
+    let Some(masks) = masks else { return v1::ListMasksResponse::default() };
+    v1::ListMasksResponse {
+        masks: masks.areas.into_iter().map(screen::from_rect).collect(),
+        frame_size: Some(v1::Size { width: masks.frame.width, height: masks.frame.height }),
+    }
+}
+
 pub(crate) fn windows(windows: Windows) -> v1::ListWindowsResponse {
     v1::ListWindowsResponse {
         windows: windows.windows.into_iter().map(window).collect(),
@@ -188,6 +207,10 @@ mod tests {
         assert_eq!(set_with(None), "content");
         assert_eq!(set_with(Some(Content::Text("x".repeat((16 << 20) + 1)))), "content.text");
         assert_eq!(set_with(Some(Content::Png(b"no picture"[..].into()))), "content.png");
+        let rect = |x, width| v1::Rect { x, y: 0, width, height: 1 };
+        assert_eq!(field(masks(&[rect(0, 1), rect(-1, 1)])), "masks[1].x");
+        assert_eq!(field(masks(&[rect(0, 0)])), "masks[0].width");
+        assert_eq!(field(masks(&vec![rect(0, 1); 65])), "masks");
         assert_eq!(field(focus_timeout(Some(prost_types::Duration { seconds: 31, nanos: 0 }))), "timeout");
     }
 

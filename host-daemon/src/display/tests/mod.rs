@@ -1,5 +1,6 @@
 //! Hubs with an agent in memory, and with none.
 
+mod masks;
 mod secrets;
 mod stub;
 

@@ -15,6 +15,7 @@ mod checkpoint;
 mod hot;
 mod lease;
 mod link;
+mod mask;
 mod moves;
 mod suspend;
 
@@ -132,6 +133,7 @@ pub(super) struct Actor {
     published: watch::Sender<Vm>,
     running: watch::Sender<Option<Run>>,
     link: Arc<Link>,
+    hub: Hub,
     proofs: Proofs,
     /// The VM is gone: stop after this command.
     deleted: bool,
@@ -145,6 +147,7 @@ impl Actor {
         let (commands, mut inbox) = mpsc::channel::<Command>(COMMANDS);
         let (events, mut news) = mpsc::channel(EVENTS);
         let hub = Hub::new(row.id.clone(), Arc::clone(&shared.hv), shared.encoders.clone());
+        hub.set_masks(shared.masks.read(&row.id, row.uid, row.lease.as_ref()));
         let link = Arc::new(Link::new(shared, row.id.clone(), row.uid, hub.clone()));
         let published = watch::Sender::new(row.clone());
         let running = watch::Sender::new(None);
@@ -162,6 +165,7 @@ impl Actor {
         };
         let mut actor = Self {
             shared: Arc::clone(shared),
+            hub: handle.hub.clone(),
             row,
             run: None,
             asker: Arc::default(),
@@ -195,6 +199,9 @@ impl Actor {
             }
             actor.link.close().await;
             gone.close();
+            if actor.deleted {
+                actor.unmask();
+            }
         });
         handle
     }
@@ -219,6 +226,9 @@ impl Actor {
 
     /// Shows a row that the store has.
     fn show(&mut self, row: Vm) {
+        if row.lease != self.row.lease {
+            self.unmask();
+        }
         self.row = row.clone();
         self.published.send_replace(row);
         self.shared.pools.vm_changed(&self.row, self.proofs.any());

@@ -4,6 +4,7 @@ mod backup;
 mod desktops;
 pub(super) mod host;
 mod leases;
+mod masks;
 mod pools;
 mod secrets;
 mod templates;

@@ -1,4 +1,4 @@
-//! The clipboard and the windows.
+//! The clipboard, the windows, and masks over the screen.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use crate::error::Result;
 use crate::v1::clipboard_content::Content;
 use crate::v1::{
     ClipboardContent, ClipboardFormat, ClipboardSelection, FocusWindowRequest, GetClipboardRequest,
-    ListWindowsRequest, ListWindowsResponse, SetClipboardRequest, Window,
+    ListMasksRequest, ListMasksResponse, ListWindowsRequest, ListWindowsResponse, Rect, SetClipboardRequest,
+    SetMasksRequest, Window,
 };
 
 /// Most that a clipboard holds, in bytes.
@@ -107,6 +108,26 @@ impl Target {
         let target = self.name().to_owned();
         let request = SetClipboardRequest { target, selection: selection.into(), content };
         call!(self.client(), Repeatable, self.client().quick(), desktops.set_clipboard(request)).map(drop)
+    }
+
+    /// Covers these parts of the screen (pixels of the frame) in every picture that leaves the host, in place of the masks
+    /// before, until the lease ends. None: nothing is covered.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` (`OUT_OF_FRAME`).
+    pub async fn set_masks(&self, masks: Vec<Rect>) -> Result<Vec<Rect>> {
+        let request = SetMasksRequest { target: self.name().to_owned(), masks, frame_size: None };
+        let answer = call!(self.client(), Repeatable, self.client().quick(), desktops.set_masks(request))?;
+        Ok(answer.masks)
+    }
+
+    /// What is covered now.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` (`LEASE_ENDED`).
+    pub async fn masks(&self) -> Result<ListMasksResponse> {
+        let request = ListMasksRequest { target: self.name().to_owned() };
+        call!(self.client(), Repeatable, self.client().quick(), desktops.list_masks(request))
     }
 
     /// The windows on the desktop, from the bottom to the top, and what is known of the screen.

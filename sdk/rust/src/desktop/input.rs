@@ -145,8 +145,8 @@ impl Input {
             Some(Event::Chord(event)) => length(event.hold),
             Some(Event::Text(event)) => {
                 // 5 ms a character where no pace is asked for: a slow guest under emulation types like that.
-                let length = if event.secret.is_empty() { event.text.len() } else { MAX_SECRET };
-                let chars = u32::try_from(length).unwrap_or(u32::MAX);
+                let bytes = if event.secret.is_empty() { event.text.len() } else { MAX_SECRET };
+                let chars = u32::try_from(bytes).unwrap_or(u32::MAX);
                 length(event.interval).max(Duration::from_millis(5)).saturating_mul(chars)
             }
             _ => Duration::ZERO,

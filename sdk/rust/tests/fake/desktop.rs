@@ -206,6 +206,25 @@ impl DesktopService for Fake {
         Ok(Response::new(v1::ListWindowsResponse { windows, screen }))
     }
 
+    async fn set_masks(
+        &self,
+        request: Request<v1::SetMasksRequest>,
+    ) -> Result<Response<v1::SetMasksResponse>, Status> {
+        let request = request.into_inner();
+        target(&request.target)?;
+        self.set(|seen| seen.masks = request.masks.clone());
+        Ok(Response::new(v1::SetMasksResponse { masks: request.masks }))
+    }
+
+    async fn list_masks(
+        &self,
+        request: Request<v1::ListMasksRequest>,
+    ) -> Result<Response<v1::ListMasksResponse>, Status> {
+        target(&request.into_inner().target)?;
+        let frame_size = Some(v1::Size { width: 1280, height: 800 });
+        Ok(Response::new(v1::ListMasksResponse { masks: self.seen().masks.clone(), frame_size }))
+    }
+
     async fn focus_window(
         &self,
         request: Request<v1::FocusWindowRequest>,

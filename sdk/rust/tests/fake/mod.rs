@@ -53,6 +53,8 @@ pub(crate) struct Seen {
     pub(crate) uploads: u32,
     /// Uploads that broke before their end.
     pub(crate) broken_uploads: u32,
+    /// Masks over the screen.
+    pub(crate) masks: Vec<v1::Rect>,
     /// Secrets with their values.
     pub(crate) secrets: Vec<(v1::Secret, String)>,
     /// In the clipboard.
