@@ -28,6 +28,7 @@ mod jpeg;
 mod options;
 mod plane;
 mod pump;
+mod settle;
 mod stream;
 
 pub use drive::{Acted, Waited};
