@@ -28,6 +28,8 @@ enum Bench {
     Resume(resume::Args),
     /// How fast screenshots come, and how well a stream of them serves many
     Display(display::Args),
+    /// Inside a desktop: paint, and tell the input that comes
+    Desk(display::desk::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,10 +57,14 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Bench::Desk(args) = &cli.bench {
+        return display::desk::run(args);
+    }
     let client = Client::connect().await.context("connect to the daemon")?;
     let (samples, output) = match &cli.bench {
         Bench::Resume(args) => (resume::run(&client, args).await?, &args.common.output),
         Bench::Display(args) => (display::run(&client, args).await?, &args.output),
+        Bench::Desk(_) => return Ok(()),
     };
     let text = serde_json::to_string_pretty(&samples.to_json())?;
     std::fs::write(output, text).with_context(|| format!("write {}", output.display()))
