@@ -75,6 +75,10 @@ impl Hypervisor for Stub {
     async fn recover(&self) -> HvResult<Vec<Found>> {
         Err(NO)
     }
+    async fn survey(&self) -> HvResult<Vec<Found>> {
+        Ok(Vec::new())
+    }
+
     async fn observe(&self, _: &VmId) -> HvResult<Observed> {
         Err(NO)
     }

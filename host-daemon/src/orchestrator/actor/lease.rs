@@ -6,7 +6,6 @@ use jiff::Timestamp;
 
 use super::Actor;
 use super::hot::readiness;
-use crate::hypervisor::Stop;
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::LeaseId;
@@ -143,18 +142,7 @@ impl Actor {
             return Err(Error::new(Reason::LeaseEnded, format!("lease {lease} has left vm {}", self.row.id))
                 .with("lease", lease));
         }
-        if !boot {
-            return self.reset(why).await;
-        }
-        // By way of resetting, since its memory, saved or not, is thrown away.
-        self.enter(VmState::Resetting, why).await?;
-        self.link.close().await;
-        if let Err(error) = self.shared.hv.stop(&self.row.id, Stop::Hard).await {
-            return Err(self.failed("boot", error.into()).await);
-        }
-        self.set_run(None);
-        self.enter(VmState::Off, why).await?;
-        self.start(why, false).await
+        if boot { self.boot_anew(why).await } else { self.reset(why).await }
     }
 
     /// Ends whatever lease there is on the VM.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Shared;
+use super::{Actor, Shared};
 use crate::display::Hub;
 use crate::guest::{AttachParams, Heartbeat, Identity, OpenOptions, Session, connect};
 use crate::hypervisor::Hypervisor;
@@ -203,6 +203,22 @@ impl Link {
     }
 }
 
+impl Actor {
+    /// The guest tells its address with each session and heartbeat: after a resume it may have another one.
+    pub(super) async fn note_address(&mut self) {
+        let now = self.link.guest.borrow().ip_address.clone();
+        if now.is_empty() || now == self.row.ip_address {
+            return;
+        }
+        if !self.row.ip_address.is_empty() {
+            tracing::info!(vm = %self.row.id, old = self.row.ip_address, new = now, "address changed");
+        }
+        if let Err(error) = self.write(|row| row.ip_address = now).await {
+            tracing::warn!(vm = %self.row.id, error = &error as &dyn std::error::Error, "address not noted");
+        }
+    }
+}
+
 fn show_beat(view: &mut GuestView, beat: &Heartbeat) {
     view.load1 = beat.load1;
     view.memory_available_bytes = beat.memory_available_bytes;
@@ -211,7 +227,7 @@ fn show_beat(view: &mut GuestView, beat: &Heartbeat) {
 }
 
 /// The address people can use: an IPv4 one where there is any.
-fn first_address(all: &[std::net::IpAddr]) -> String {
+pub(in crate::orchestrator) fn first_address(all: &[std::net::IpAddr]) -> String {
     all.iter().find(|ip| ip.is_ipv4()).or(all.first()).map(ToString::to_string).unwrap_or_default()
 }
 

@@ -36,7 +36,7 @@ use crate::orchestrator::asked::asker;
 use crate::orchestrator::view::GuestView;
 use hot::Proofs;
 pub(super) use hot::readiness;
-pub(super) use link::Link;
+pub(super) use link::{Link, first_address};
 pub(super) use suspend::preempted;
 
 /// Commands waiting for one VM. Callers queue here in order; more than this many at one VM is a runaway client, who
@@ -174,6 +174,7 @@ impl Actor {
         };
         shared.registry.insert(handle.clone());
         let gone = handle.hub.clone();
+        let mut guest = actor.link.guest();
         shared.tasks.spawn(async move {
             while !actor.deleted {
                 tokio::select! {
@@ -183,6 +184,11 @@ impl Actor {
                         Some(command) => command(&mut actor).await,
                         None => break,
                     },
+                    // Heartbeats too, and each is only a look.
+                    Ok(()) = guest.changed() => {
+                        actor.note_address().await;
+                        continue;
+                    }
                 }
                 actor.work_off_pending().await;
                 actor.asker = Arc::default();
