@@ -29,6 +29,7 @@ mod options;
 mod pixels;
 mod plane;
 mod pump;
+mod settle;
 mod stream;
 
 pub use drive::{Acted, Waited};

@@ -287,6 +287,10 @@ impl Actor {
 
     /// Kept as it is for its last holder: saved, and no longer the pool's.
     pub(super) async fn keep(&mut self) -> Result<()> {
+        // The end of a session does that as well, but where the VM runs on there is no such end.
+        if self.row.state == VmState::Running {
+            self.link.release_input().await;
+        }
         // One that its holder switched off or that failed is kept just so.
         let holds_memory = matches!(self.row.state, VmState::Running | VmState::Paused);
         if holds_memory && self.shared.hv.capabilities().save {

@@ -31,6 +31,8 @@ enum Bench {
     Display(display::Args),
     /// What leases, lists and watches cost with thousands of VMs; starts daemons of its own
     Control(control::Args),
+    /// Inside a desktop: paint, and tell the input that comes
+    Desk(display::desk::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,11 +60,15 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Bench::Desk(args) = &cli.bench {
+        return display::desk::run(args);
+    }
     let connect = async || Client::connect().await.context("connect to the daemon");
     let (samples, output) = match &cli.bench {
         Bench::Resume(args) => (resume::run(&connect().await?, args).await?, &args.common.output),
         Bench::Display(args) => (display::run(&connect().await?, args).await?, &args.output),
         Bench::Control(args) => (control::run(args).await?, &args.output),
+        Bench::Desk(_) => return Ok(()),
     };
     let text = serde_json::to_string_pretty(&samples.to_json())?;
     std::fs::write(output, text).with_context(|| format!("write {}", output.display()))
