@@ -110,6 +110,16 @@ async fn a_secret_is_typed_and_nothing_the_daemon_writes_or_says_shows_it() {
     }
     assert_eq!(daemon.remembers(&lease).await["text"], VALUE, "once");
 
+    let streamed = [chord("ctrl+a"), typed("secrets/shop")].map(|event| v1::StreamInputRequest {
+        target: lease.clone(),
+        events: vec![v1::InputEvent { event: Some(event) }],
+        ..Default::default()
+    });
+    let streamed = daemon.request(tokio_stream::iter(streamed));
+    let done = daemon.desktop().stream_input(streamed).await.expect("streamed").into_inner();
+    answers += &format!("{done:?}");
+    assert_eq!((done.batches, daemon.text(&lease).await.as_str()), (2, VALUE));
+
     // Refusals on all ways, which must not quote it.
     let both = Event::Text(v1::TextEvent { text: "x".into(), secret: "secrets/shop".into(), interval: None });
     let unknown_key = vec![typed("secrets/shop"), chord("no_such_key")];

@@ -63,7 +63,7 @@ impl Canvas {
             Self::Part { shot, region, cursor } => {
                 let area = Rect { x: region.x + area.x, y: region.y + area.y, ..area };
                 // Before anything else is done with them: no scaling or encoder ever sees what is covered.
-                let pixels = shot.covered.draw(shot.size, area, cut(&shot.pixels, shot.size, area));
+                let pixels = shot.covered.draw(shot.size, area, cut(shot.pixels.get(), shot.size, area));
                 match shot.cursor.as_ref().filter(|_| *cursor) {
                     Some(drawn)
                         if drawn.area(shot.size).is_some_and(|own| own.intersection(area).is_some()) =>

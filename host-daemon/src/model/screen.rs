@@ -78,6 +78,15 @@ impl Rect {
         (right > x && bottom > y).then(|| Self { x, y, width: right - x, height: bottom - y })
     }
 
+    /// Whether the point lies in it.
+    #[must_use]
+    pub fn contains(self, point: Point) -> bool {
+        let within = |at: i32, from: u32, length: u32| {
+            u32::try_from(at).is_ok_and(|at| at.checked_sub(from).is_some_and(|at| at < length))
+        };
+        within(point.x, self.x, self.width) && within(point.y, self.y, self.height)
+    }
+
     /// Whether all of it lies inside a frame of this size, and it is not empty.
     #[must_use]
     pub fn fits(self, size: Size) -> bool {

@@ -176,6 +176,16 @@ impl Daemon {
         Ok(self.desktop().send_input(self.request(send)).await?.into_inner())
     }
 
+    /// Does one event, which must succeed.
+    pub async fn send(&self, target: &str, event: v1::input_event::Event) {
+        self.input(target, vec![event]).await.expect("done");
+    }
+
+    /// The text in the field of the desktop.
+    pub async fn text(&self, target: &str) -> String {
+        self.remembers(target).await["text"].as_str().expect("a text").to_owned()
+    }
+
     /// What the guest's desktop remembers: its program of that name prints it as JSON.
     pub async fn remembers(&self, target: &str) -> serde_json::Value {
         let exec =

@@ -152,3 +152,16 @@ async fn acting_gives_a_covered_picture() {
     let acted = hub.act("b", vec![click(1, 1)], None, &settle, &plain, soon()).await.expect("acted");
     assert_covered(&decoded(&acted.screenshot), (0, 0), 0, "after an act");
 }
+
+#[tokio::test]
+async fn no_wait_looks_under_a_mask() {
+    use crate::model::input::PixelCondition;
+    let (hub, _fake) = masked().await;
+    let wait = |x, y| SettleOptions {
+        pixels: vec![PixelCondition { at: Point { x, y }, rgb: [0; 3], tolerance: 0 }],
+        ..Default::default()
+    };
+    let under = hub.wait_for_settle(&wait(10, 20), None, soon()).await.expect_err("refused");
+    assert_eq!(Error::from(under).violations[0].field, "settle.pixels");
+    hub.wait_for_settle(&wait(1, 1), None, soon()).await.expect("beside it");
+}

@@ -56,7 +56,7 @@ async fn a_key_that_the_agent_does_not_know_is_named_all_the_same() {
     };
     let answer = pb::InputResponse { failure: Some(failure), ..Default::default() };
     fake.state().input_answers.push_back(Ok(answer));
-    let key = InputEvent::Key { key: "Hyper_R".into(), action: Action::Tap };
+    let key = InputEvent::Key { key: "Hyper_R".into(), action: Action::Tap, hold: Duration::ZERO };
     let error = hub.send_input("b", vec![typed(), key], None, soon()).await.expect_err("refused");
     let error = Error::from(error);
     assert_eq!(error.reason, Reason::UnknownKey);
