@@ -23,6 +23,8 @@ mod drive;
 mod encode;
 mod error;
 mod fallback;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod hub;
 mod jpeg;
 mod options;
