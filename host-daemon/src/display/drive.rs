@@ -89,7 +89,7 @@ impl Hub {
         deadline: Instant,
     ) -> Result<Waited, DisplayError> {
         input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
-        let Some(session) = self.session()? else {
+        let Some(session) = self.driver(deadline).await? else {
             let size = self.look_from_outside(deadline).await?.size;
             let settle = fit(settle, frame, size, deadline);
             let settled = self.settle_from_outside(&settle, deadline).await?;
@@ -97,8 +97,19 @@ impl Hub {
         };
         let size = self.frame_size(&session, deadline).await?;
         let settle = fit(settle, frame, size, deadline);
-        let settled = inside(session.settle(&settle, deadline).await?, size);
+        let asked = Instant::now();
+        let settled = session.settle(&settle, deadline).await;
+        self.0.pulse.note(&session, asked, &settled);
+        let settled = inside(settled?, size);
         Ok(Waited { settled, source: Source::Agent, epoch: session.epoch() })
+    }
+
+    /// The session to give input to; none where the hypervisor has to do it.
+    async fn driver(&self, deadline: Instant) -> Result<Option<Session>, DisplayError> {
+        match self.session()? {
+            Some(session) if self.answers(&session, deadline).await => Ok(Some(session)),
+            _ => Ok(None),
+        }
     }
 
     async fn input(
@@ -121,7 +132,7 @@ impl Hub {
                 description: format!("sides must be 1 to {}", Size::MAX_SIDE),
             });
         }
-        let session = self.session()?;
+        let session = self.driver(deadline).await?;
         let size = match &session {
             Some(session) => self.frame_size(session, deadline).await?,
             None => self.look_from_outside(deadline).await?.size,
@@ -137,10 +148,17 @@ impl Hub {
         if session.is_closed() {
             return Err(DisplayError::NotConnected);
         }
+        if let Some(done) = self.done_from_outside(batch_id).await {
+            return Ok((done, None));
+        }
         let settle = settle.map(|settle| fit(settle, frame, size, deadline));
-        let outcome = match session.input(batch_id, &events, settle.as_ref(), deadline).await {
+        let asked = Instant::now();
+        let outcome = session.input(batch_id, &events, settle.as_ref(), deadline).await;
+        self.0.pulse.note(&session, asked, &outcome);
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(source) if source.outcome_unknown() => {
+                self.doubt(batch_id).await;
                 return Err(DisplayError::OutcomeUnknown { completed: 0, source });
             }
             Err(error) => return Err(error.into()),
