@@ -34,6 +34,7 @@ mod options;
 mod plane;
 mod pulse;
 mod pump;
+pub(crate) mod rfb;
 mod stream;
 
 pub use drive::{Acted, Waited};

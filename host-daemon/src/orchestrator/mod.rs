@@ -66,6 +66,7 @@ struct Shared {
     leases: Leases,
     agents: agents::Agents,
     operations: Operations,
+    consoles: calls::consoles::Consoles,
     importing: Imports,
     /// Every task of the orchestrator, so that a stop can wait for them.
     tasks: TaskTracker,
@@ -97,6 +98,7 @@ impl Orchestrator {
             leases: Leases::default(),
             agents: agents::Agents::default(),
             operations: Operations::default(),
+            consoles: calls::consoles::Consoles::default(),
             importing: Imports::default(),
             settings,
             tasks: TaskTracker::new(),

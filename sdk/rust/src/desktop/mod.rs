@@ -10,6 +10,7 @@
 //! ```
 
 mod acquire;
+mod console;
 mod exec;
 mod files;
 mod input;
@@ -20,6 +21,7 @@ use std::future::Future;
 use std::ops::Deref;
 
 pub use acquire::Acquire;
+pub use console::Console;
 pub use exec::{Exec, ExecEvent, ExecOutput, ExecStream};
 pub use files::{FileStream, WriteOptions};
 pub use input::{Act, Input};
