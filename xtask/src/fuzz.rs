@@ -168,7 +168,7 @@ fn merge(program: &Path, target: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let step = Step::start(format!("merging {target}"));
-    command::run(fuzzer(program, target).arg("-merge=1").arg(&corpus).arg(&found), &step)?;
+    command::run(fuzzer(program, target).arg("-set_cover_merge=1").arg(&corpus).arg(&found), &step)?;
     for entry in std::fs::read_dir(&corpus).context("read the corpus")? {
         let entry = entry.context("read the corpus")?;
         if entry.metadata().context("read the corpus")?.len() > MAX_COMMITTED {

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use hvkube_sdk::v1::{StopMode, Vm, VmState, WatchVmsRequest};
 
 use crate::args::{ListArgs, OutputArgs};
-use crate::commands::{checkpoint, console, cp, exec, input, screen};
+use crate::commands::{checkpoint, console, cp, exec, input, input_lines, screen};
 use crate::context::Context;
 use crate::output;
 use crate::report::{Failure, Outcome};
@@ -81,7 +81,7 @@ pub(crate) enum Action {
     Screenshot(screen::Screenshot),
     /// Open a viewer: screen, keyboard and mouse in a window, from boot on
     Console(console::Console),
-    /// Wait until the screen settles
+    /// Wait until the screen settles, a region changes or a pixel has a colour
     Wait(screen::Wait),
     /// Type text
     Type(input::Type),
@@ -95,6 +95,8 @@ pub(crate) enum Action {
     Drag(input::Drag),
     /// Turn the wheel
     Scroll(input::Scroll),
+    /// Do lines of input as they come: click, move, drag, scroll, key, press, release, type, pause, release-all
+    Input(input_lines::Lines),
     /// Run a program in the guest
     Exec(exec::Exec),
     /// Copy a file into or out of the guest
@@ -186,6 +188,7 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         Action::Move(args) => return input::move_to(context, args).await,
         Action::Drag(args) => return input::drag(context, args).await,
         Action::Scroll(args) => return input::scroll(context, args).await,
+        Action::Input(args) => return input_lines::run(context, args).await,
         Action::Exec(args) => return exec::run(context, args).await,
         Action::Cp(args) => return cp::run(context, args).await,
     }

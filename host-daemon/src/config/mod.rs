@@ -163,6 +163,9 @@ pub struct Orchestrator {
     /// See [`Settings::preempt_grace`].
     #[serde(with = "duration")]
     pub preempt_grace: Duration,
+    /// See [`Settings::reconcile_every`].
+    #[serde(with = "duration")]
+    pub reconcile_every: Duration,
     /// See [`Settings::apply_identity`].
     pub apply_identity: bool,
 }
@@ -315,6 +318,7 @@ impl Config {
                 memory_limit_percent: settings.memory_limit_percent,
                 scale_down_after: settings.scale_down_after,
                 preempt_grace: settings.preempt_grace,
+                reconcile_every: settings.reconcile_every,
                 apply_identity: settings.apply_identity,
             },
             agents: Agents {
@@ -380,6 +384,7 @@ impl Config {
             scale_down_after: from.scale_down_after,
             preempt_grace: from.preempt_grace,
             proof_every: Settings::default().proof_every,
+            reconcile_every: from.reconcile_every,
             apply_identity: from.apply_identity,
             agents: self.agent_settings(),
         }

@@ -120,6 +120,10 @@ pub(super) const KEYS: &[Key] = &[
         "orchestrator.preempt_grace",
         "How long a lease has its VM before a more important one may preempt it.",
     ),
+    key(
+        "orchestrator.reconcile_every",
+        "How often VMs and their rows are compared and brought together while the daemon runs. 0s: only at its start.",
+    ),
     key("orchestrator.apply_identity", "Give every clone a hostname, machine id and MAC address of its own."),
     key(
         "agents.claim_ttl",

@@ -32,13 +32,13 @@ pub(crate) fn screen(bytes: &[u8]) {
         assert!(captured.size.is_legal());
         let Ok(changed) = plane.apply(&captured, asked, Instant::now(), 1) else { continue };
         let shot = plane.shot().expect("what was applied is there");
-        assert_eq!(shot.pixels.len(), shot.size.frame_bytes());
+        assert_eq!(shot.pixels.get().len(), shot.size.frame_bytes());
         let areas = plane.changed_since(before, true);
         assert!(changed || areas.is_empty(), "nothing changed, but {areas:?} did");
         let whole = Rect::whole(shot.size);
         assert!(areas.iter().all(|area| area.intersection(whole) == Some(*area)), "{areas:?} in {whole:?}");
         if let Some(cursor) = &shot.cursor {
-            let mut pixels = shot.pixels.to_vec();
+            let mut pixels = shot.pixels.get().to_vec();
             cursor.draw(shot.size, whole, &mut pixels);
         }
     }

@@ -31,10 +31,12 @@ pub(crate) mod fuzz;
 mod hub;
 mod jpeg;
 mod options;
+mod pixels;
 mod plane;
 mod pulse;
 mod pump;
 pub(crate) mod rfb;
+mod settle;
 mod stream;
 
 pub use drive::{Acted, Waited};

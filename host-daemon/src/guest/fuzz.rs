@@ -18,7 +18,8 @@ use super::session::Session;
 use super::types::{Captured, ExecEvent, ExecParams, Have, OpenOptions, ReadParams};
 use super::wire;
 use crate::model::error::Reason;
-use crate::model::screen::{Rect, Size};
+use crate::model::input::{Met, PixelCondition, SettleOptions};
+use crate::model::screen::{Point, Rect, Size};
 
 /// A text that may be logged and shown.
 fn clean(text: &str, max: usize) {
@@ -68,9 +69,22 @@ pub(crate) fn probe(bytes: &[u8]) {
     }
 }
 
+/// What a wait was for.
+fn waits() -> SettleOptions {
+    let pixel = PixelCondition { at: Point { x: 1, y: 2 }, rgb: [1, 2, 3], tolerance: 0 };
+    let area = Rect { x: 0, y: 0, width: 8, height: 8 };
+    SettleOptions { regions: vec![area; 2], pixels: vec![pixel; 2], ..SettleOptions::default() }
+}
+
 pub(crate) fn settle(bytes: &[u8]) {
     let Ok(answer) = pb::SettleResponse::decode(bytes) else { return };
-    let settled = wire::settled(&answer);
+    let asked = waits();
+    let Ok(settled) = wire::settled(&answer, &asked) else { return };
+    match settled.met {
+        Some(Met::Region(index)) => assert!(index < asked.regions.len()),
+        Some(Met::Pixel(index)) => assert!(index < asked.pixels.len()),
+        Some(Met::Quiet) | None => {}
+    }
     assert!(settled.changed.len() <= 64);
     let largest = Size { width: Size::MAX_SIDE, height: Size::MAX_SIDE };
     assert!(settled.changed.iter().all(|area| area.intersection(Rect::whole(largest)) == Some(*area)));
@@ -80,7 +94,7 @@ pub(crate) fn settle(bytes: &[u8]) {
 pub(crate) fn input(bytes: &[u8]) {
     let Some((sent, bytes)) = bytes.split_first() else { return };
     let Ok(answer) = pb::InputResponse::decode(bytes) else { return };
-    let Ok(outcome) = wire::outcome(answer, u32::from(*sent)) else { return };
+    let Ok(outcome) = wire::outcome(answer, u32::from(*sent), Some(&waits())) else { return };
     assert!(outcome.completed <= u32::from(*sent));
     assert!(outcome.failure.is_some() || outcome.completed == u32::from(*sent));
     if let Some(failure) = outcome.failure {

@@ -323,6 +323,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// a resume is running or saved, whichever is sure.
     async fn recover(&self) -> HvResult<Vec<Found>>;
 
+    /// What exists now, and what each of it is, while the daemon runs. Changes nothing. A VM in the middle of a call is told
+    /// as it was before or as it is after it.
+    async fn survey(&self) -> HvResult<Vec<Found>>;
+
     /// What a VM is now.
     async fn observe(&self, vm: &VmId) -> HvResult<Observed>;
 

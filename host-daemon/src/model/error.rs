@@ -117,6 +117,8 @@ reasons! {
     ImageChanged = "IMAGE_CHANGED", FailedPrecondition;
     /// A saved state of another QEMU version or machine.
     StateIncompatible = "STATE_INCOMPATIBLE", FailedPrecondition;
+    /// A saved memory that can't be read back; a reset or a checkpoint is the way on.
+    StateDamaged = "STATE_DAMAGED", FailedPrecondition;
     /// The agent has ended.
     AgentEnded = "AGENT_ENDED", FailedPrecondition;
     /// The worker's claim on the agent is over.

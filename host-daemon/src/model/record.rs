@@ -180,7 +180,7 @@ pub struct Vm {
     pub suspended: bool,
     /// Number of its last guest session.
     pub epoch: u64,
-    /// Address as the agent reports it.
+    /// Address as the agent last reported it; after a resume it may have another one.
     pub ip_address: String,
     /// Memory in MiB.
     pub memory_mb: u64,

@@ -32,8 +32,9 @@ impl From<HvError> for Error {
                 Self::new(Reason::ImageChanged, text).with("path", path.display())
             }
             HvError::Incompatible(why) => Self::new(Reason::StateIncompatible, text).with("why", why),
+            HvError::StateDamaged(why) => Self::new(Reason::StateDamaged, text).with("why", why),
             HvError::Timeout(what) => Self::new(Reason::HypervisorFailed, text).with("what", what),
-            error @ (HvError::StateDamaged(_) | HvError::Process(_) | HvError::Unavailable(_)) => {
+            error @ (HvError::Process(_) | HvError::Unavailable(_)) => {
                 Self::internal(Reason::HypervisorFailed, text, error)
             }
             error @ HvError::Io { .. } => {

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::Shared;
-use super::actor::Handle;
+use super::actor::{Handle, first_address};
 use super::asked::asker;
 use crate::guest::{GuestError, Session};
 use crate::model::error::{Error, Reason, Result};
@@ -187,6 +187,12 @@ impl Leases {
     /// A lease has another end.
     pub(super) fn moved(&self) {
         self.changed.notify_one();
+    }
+
+    /// Leases that somebody holds or hopes for.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> Vec<LeaseId> {
+        self.claims().all.keys().cloned().collect()
     }
 
     /// Waits until nothing is under way.
@@ -380,7 +386,13 @@ async fn first_proof(grant: &Grant<'_>, limit: Duration) -> Result<(Vec<Check>, 
     if grant.handle.look(|row| row.state != VmState::Booting) {
         grant.handle.call(|vm| Box::pin(vm.resume_leased())).await?;
     }
-    prove(grant.handle, grant.at, Instant::now() + limit).await
+    let deadline = Instant::now() + limit;
+    let proven = prove(grant.handle, grant.at, deadline).await?;
+    // The row of a VM that boots says that it runs a moment after its agent has answered; whoever gets it now may want to
+    // move it at once.
+    let mut rows = grant.handle.rows();
+    let _ = timeout_at(deadline, rows.wait_for(|row| row.state != VmState::Booting)).await;
+    Ok(proven)
 }
 
 fn receipt(grant: &Grant<'_>, checks: Vec<Check>, epoch: u64) -> Receipt {
@@ -401,11 +413,15 @@ pub(super) async fn prove(handle: &Handle, began: Instant, deadline: Instant) ->
     let attached = session.attached();
     passed(CheckKind::AgentSession, format!("{} {}", attached.os, attached.agent_version).trim().to_owned());
     passed(CheckKind::Clock, format!("off by {} us before it was set", attached.clock_skew_micros));
-    let identity = if attached.warnings.is_empty() {
+    let mut identity = if attached.warnings.is_empty() {
         format!("hostname {}", handle.id)
     } else {
         attached.warnings.join("; ")
     };
+    let address = first_address(&attached.ip_addresses);
+    if !address.is_empty() {
+        identity = format!("{identity}, address {address}");
+    }
     passed(CheckKind::Identity, identity);
 
     // Both were begun with the session, if it is a new one; the guest has more than one CPU.

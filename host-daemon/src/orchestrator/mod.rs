@@ -4,6 +4,7 @@
 //!   calls/ (what the API asks) ──► pools (who is ready, who waits) ──► actor per VM ──► hypervisor, guest, store
 //!                              └─► leases (grant, proof, renewal, expiry) ──┘
 //!   recover (start): store rows and what the hypervisor has are brought together before the first call is taken
+//!   reconcile: the same again while the daemon runs
 //! ```
 //!
 //! [`Orchestrator`] is a handle; clones are the same orchestrator. It knows no gRPC: callers bring domain types and get
@@ -18,6 +19,7 @@ mod leases;
 mod operations;
 mod pools;
 mod prepare;
+mod reconcile;
 mod recover;
 mod registry;
 pub mod request;
@@ -38,9 +40,10 @@ pub use asked::asked_by;
 use crate::display::Encoders;
 use crate::hypervisor::{Event, Hypervisor};
 use crate::model::error::{Error, Reason, Result};
+use crate::model::ids::{TemplateId, VmId};
 use crate::store::Store;
 use leases::Leases;
-use operations::{Imports, Operations};
+use operations::{Names, Operations};
 use pools::Pools;
 use registry::Registry;
 pub use settings::Settings;
@@ -67,7 +70,9 @@ struct Shared {
     agents: agents::Agents,
     operations: Operations,
     consoles: calls::consoles::Consoles,
-    importing: Imports,
+    importing: Names<TemplateId>,
+    /// VMs that get their rows, that templates are prepared with, or that no row knows and that are removed.
+    making: Names<VmId>,
     /// Every task of the orchestrator, so that a stop can wait for them.
     tasks: TaskTracker,
     /// New work is refused and controllers end.
@@ -99,7 +104,8 @@ impl Orchestrator {
             agents: agents::Agents::default(),
             operations: Operations::default(),
             consoles: calls::consoles::Consoles::default(),
-            importing: Imports::default(),
+            importing: Names::default(),
+            making: Names::default(),
             settings,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -111,6 +117,7 @@ impl Orchestrator {
         }
         shared.tasks.spawn(leases::expire(Arc::clone(&shared)));
         shared.tasks.spawn(watch::prune(Arc::clone(&shared)));
+        shared.tasks.spawn(reconcile::run(Arc::clone(&shared)));
         let this = Self(shared);
         agents::recover(&this).await?;
         this.0.tasks.spawn(agents::dispatch(this.clone()));

@@ -1,11 +1,11 @@
-//! Work under way that has a name: operations that can be given up, and templates that are being registered.
+//! Work under way that has a name: operations that can be given up, templates that are being registered, VMs that are being
+//! made.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
-
-use crate::model::ids::TemplateId;
 
 /// Operations under way by id.
 #[derive(Default)]
@@ -32,28 +32,35 @@ impl Operations {
     }
 }
 
-/// Templates whose disks are being read.
-#[derive(Default)]
-pub(super) struct Imports(Mutex<HashSet<TemplateId>>);
+/// Names that somebody is at work on: of templates whose disks are being read, of VMs that are being made or removed.
+pub(super) struct Names<T>(Mutex<HashSet<T>>);
 
-/// One of them; the name is free again when this is dropped.
-pub(super) struct Import<'a> {
-    all: &'a Imports,
-    id: TemplateId,
+/// One of them; it is free again when this is dropped.
+pub(super) struct Name<'a, T: Hash + Eq> {
+    all: &'a Names<T>,
+    id: T,
 }
 
-impl Imports {
-    fn all(&self) -> MutexGuard<'_, HashSet<TemplateId>> {
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Hash + Eq + Clone> Names<T> {
+    /// Takes the name; nothing when somebody else is at it.
+    pub(super) fn begin(&self, id: &T) -> Option<Name<'_, T>> {
+        self.all().insert(id.clone()).then(|| Name { all: self, id: id.clone() })
+    }
+}
+
+impl<T> Names<T> {
+    fn all(&self) -> MutexGuard<'_, HashSet<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Takes the name; nothing when somebody else is at it.
-    pub(super) fn begin(&self, id: &TemplateId) -> Option<Import<'_>> {
-        self.all().insert(id.clone()).then(|| Import { all: self, id: id.clone() })
-    }
 }
 
-impl Drop for Import<'_> {
+impl<T: Hash + Eq> Drop for Name<'_, T> {
     fn drop(&mut self) {
         self.all.all().remove(&self.id);
     }

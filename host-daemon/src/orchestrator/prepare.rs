@@ -37,6 +37,8 @@ pub(super) async fn run(
     let builder = VmId::new(format!("prep-{}", Uuid::new_v4().simple()));
     let result = match builder {
         Ok(builder) => {
+            // It has no row, and is known all the same.
+            let _name = shared.making.begin(&builder);
             let work = prepare(&shared, &template, &mut operation, &builder);
             let result = tokio::select! {
                 result = work => result,

@@ -58,6 +58,9 @@ pub struct Settings {
     pub preempt_grace: Duration,
     /// How often a hot VM is proven; more seldom where there are hundreds of them.
     pub proof_every: Duration,
+    /// How often rows and VMs are brought together while the daemon runs; zero: only at its start. One look costs some
+    /// microseconds for each VM, and what does not fit is acted on at the second.
+    pub reconcile_every: Duration,
     /// Apply a fork's own hostname, machine id and MAC address in the guest.
     pub apply_identity: bool,
     /// Agents.
@@ -90,6 +93,7 @@ impl Default for Settings {
             scale_down_after: Duration::from_secs(60),
             preempt_grace: Duration::from_secs(10),
             proof_every: Duration::from_millis(400),
+            reconcile_every: Duration::from_secs(60),
             apply_identity: true,
             agents: AgentSettings::default(),
         }

@@ -34,7 +34,11 @@ impl Hands {
 
     pub(super) async fn key(&mut self, keysym: u32, down: bool) {
         let event = match named(keysym) {
-            Some(key) => InputEvent::Key { key, action: if down { Action::Press } else { Action::Release } },
+            Some(key) => InputEvent::Key {
+                key,
+                action: if down { Action::Press } else { Action::Release },
+                hold: Duration::ZERO,
+            },
             // Characters that a keyboard of the guest may not have are typed whole.
             None => match character(keysym) {
                 Some(text) if down => InputEvent::Text { text: text.into(), interval: Duration::ZERO },
@@ -49,7 +53,7 @@ impl Hands {
         let to = Point { x: x.into(), y: y.into() };
         if self.at != Some((x, y)) {
             self.at = Some((x, y));
-            events.push(InputEvent::Move { to, relative: false, duration: Duration::ZERO });
+            events.push(InputEvent::Move { to, relative: false, duration: Duration::ZERO, via: Vec::new() });
         }
         let before = std::mem::replace(&mut self.buttons, buttons);
         for (bit, button) in BUTTONS {
@@ -61,7 +65,7 @@ impl Hands {
         }
         for (bit, (delta_x, delta_y)) in WHEEL {
             if before & bit == 0 && buttons & bit != 0 {
-                events.push(InputEvent::Scroll { at: None, delta_x, delta_y });
+                events.push(InputEvent::Scroll { at: None, delta_x, delta_y, pixels: Point::default() });
             }
         }
         if !events.is_empty() {

@@ -64,6 +64,12 @@ impl Slot {
         }
     }
 
+    /// What there is of it.
+    pub(super) fn found(&self) -> Option<Found> {
+        let definition = self.record.definition.clone();
+        (!self.deleted).then(|| Found { definition, observed: self.observed() })
+    }
+
     pub(super) fn live(&self, vm: &VmId, action: &'static str) -> HvResult<&Live> {
         self.live.as_ref().ok_or_else(|| HvError::IllegalState {
             vm: vm.clone(),

@@ -231,6 +231,16 @@ impl Hypervisor for Process {
         whole(Inner::recover(self.0.clone())).await
     }
 
+    async fn survey(&self) -> HvResult<Vec<Found>> {
+        let slots: Vec<_> =
+            self.0.vms.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all = Vec::with_capacity(slots.len());
+        for slot in slots {
+            all.extend(slot.lock().await.found());
+        }
+        Ok(all)
+    }
+
     async fn observe(&self, vm: &VmId) -> HvResult<Observed> {
         let slot = self.0.slot(vm)?;
         let slot = slot.lock().await;

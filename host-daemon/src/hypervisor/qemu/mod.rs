@@ -205,6 +205,10 @@ impl Hypervisor for QemuHypervisor {
         self.apart(|inner| async move { inner.recover().await }).await
     }
 
+    async fn survey(&self) -> HvResult<Vec<Found>> {
+        self.inner.survey().await
+    }
+
     async fn observe(&self, vm: &VmId) -> HvResult<Observed> {
         self.inner.observe(&*self.inner.vm(vm)?).await
     }

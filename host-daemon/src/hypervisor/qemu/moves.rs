@@ -18,7 +18,7 @@ use super::files::{self, Durability};
 use super::machine::{self, Ram};
 use super::qmp::commands::{Cont, Halt, PowerDown, QueryStatus, RunState, StateForm};
 use super::records::{MemoryId, MemoryUse, Phase, VmRecord};
-use crate::hypervisor::{HvError, HvResult, Observed, Origin, Rest, Run, Stop, VmDefinition};
+use crate::hypervisor::{Found, HvError, HvResult, Observed, Origin, Rest, Run, Stop, VmDefinition};
 use crate::model::template::Boot;
 
 impl Inner {
@@ -46,6 +46,21 @@ impl Inner {
             Some(memory) if self.paths.manifest(memory.id).is_file() => Ok(Observed::Saved),
             Some(memory) => Ok(Observed::Broken(format!("memory {} is gone", memory.id.0))),
         }
+    }
+
+    /// All VMs, and what they are.
+    pub(crate) async fn survey(&self) -> HvResult<Vec<Found>> {
+        let vms: Vec<_> = lock(&self.vms).values().cloned().collect();
+        let mut all = Vec::with_capacity(vms.len());
+        for vm in vms {
+            let observed = match self.observe(&vm).await {
+                Ok(observed) => observed,
+                // Asked in the middle of a call, perhaps; what it is will be seen.
+                Err(error) => Observed::Broken(error.to_string()),
+            };
+            all.push(Found { definition: vm.record().definition, observed });
+        }
+        Ok(all)
     }
 
     /// Makes a VM.

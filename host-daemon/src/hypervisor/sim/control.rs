@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hvkube_guest::sim::State;
 use tokio::sync::{oneshot, watch};
 
 use super::config::{Call, Fault};
 use super::world::World;
-use crate::hypervisor::{HvError, HvResult};
+use crate::hypervisor::{Found, HvError, HvResult};
 use crate::model::ids::{TemplateId, VmId};
 
 /// Whom a fault on demand hits.
@@ -86,6 +87,35 @@ impl Control {
     /// When there is no such VM, or it has no saved memory.
     pub fn corrupt(&self, vm: &VmId) -> HvResult<()> {
         self.0.corrupt(vm)
+    }
+
+    /// What exists, by id, as the next daemon would find it: what is told here is in the journal.
+    #[must_use]
+    pub fn found(&self) -> Vec<Found> {
+        self.0.recover()
+    }
+
+    /// What the guest of a VM remembers.
+    ///
+    /// # Errors
+    /// When there is no such VM.
+    pub fn state(&self, vm: &VmId) -> HvResult<State> {
+        self.0.moment(vm)
+    }
+
+    /// What guests of a template begin with; none when there is no such template, or it is not prepared.
+    #[must_use]
+    pub fn prepared(&self, template: &TemplateId) -> Option<State> {
+        let inner = self.0.lock();
+        inner.templates.get(template)?.sealed.as_ref().map(|kept| State::clone(&kept.0))
+    }
+
+    /// Whether the saved memory of a VM can't be read back.
+    ///
+    /// # Errors
+    /// When there is no such VM.
+    pub fn is_damaged(&self, vm: &VmId) -> HvResult<bool> {
+        Ok(self.0.lock().vm(vm)?.record.damaged)
     }
 
     /// From now on each call stands still twice: before its effect is made, and before it answers. Switched off, all

@@ -141,6 +141,10 @@ impl Hypervisor for SimHypervisor {
         Ok(self.world.recover())
     }
 
+    async fn survey(&self) -> HvResult<Vec<Found>> {
+        Ok(self.world.recover())
+    }
+
     async fn observe(&self, vm: &VmId) -> HvResult<Observed> {
         self.world.observe(vm)
     }

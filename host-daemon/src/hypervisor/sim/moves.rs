@@ -416,7 +416,7 @@ impl World {
     }
 
     /// What a VM's guest remembers now.
-    fn moment(&self, vm: &VmId) -> HvResult<State> {
+    pub(super) fn moment(&self, vm: &VmId) -> HvResult<State> {
         let (live, recorded) = {
             let mut inner = self.lock();
             let record = inner.vm(vm)?.record.clone();

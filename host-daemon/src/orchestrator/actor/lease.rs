@@ -6,7 +6,6 @@ use jiff::Timestamp;
 
 use super::Actor;
 use super::hot::readiness;
-use crate::hypervisor::Stop;
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::LeaseId;
@@ -16,6 +15,9 @@ use crate::model::record::{Availability, Lease, Pending};
 use crate::model::vm::VmState;
 use crate::orchestrator::pools::Ready;
 use crate::store::StoreError;
+
+/// Why a VM is reset after a lease.
+pub(super) const GIVEN_BACK: &str = "given back";
 
 impl Actor {
     /// Gives the VM to a lease; nothing when it is not ready after all. The lease as it is then: with its receipt when
@@ -85,12 +87,21 @@ impl Actor {
             reason.clone_into(&mut lease.end_reason);
             lease.ended_at = Some(Timestamp::now());
             let held = self.row.lease.as_ref() == Some(id);
+            let resets = pending == Some(Pending::Reset)
+                && !self.parked
+                && self.row.state.may_become(VmState::Resetting);
             let next = held.then(|| {
                 self.next(|row| {
                     row.availability = Availability::Idle;
                     row.lease = None;
                     row.suspended = false;
                     row.pending = pending;
+                    if resets {
+                        // It would be the next write anyway, since nothing comes between this command and what is pending.
+                        row.state = VmState::Resetting;
+                        GIVEN_BACK.clone_into(&mut row.state_reason);
+                        row.state_since = Timestamp::now();
+                    }
                     if ended == EndedAs::VmLost {
                         // In one step: nobody shall see it running and free.
                         row.state = VmState::Error;
@@ -111,6 +122,10 @@ impl Actor {
             }
             tracing::info!(vm = %self.row.id, lease = %id, ?ended, reason, "lease ended");
             if let Some(next) = next {
+                let (from, to) = (self.row.state, next.state);
+                if from != to {
+                    tracing::info!(vm = %self.row.id, %from, %to, cause = next.state_reason, "vm state");
+                }
                 let suspended = self.row.suspended;
                 self.show(next);
                 if suspended && let Some(pool) = &self.row.pool {
@@ -143,18 +158,7 @@ impl Actor {
             return Err(Error::new(Reason::LeaseEnded, format!("lease {lease} has left vm {}", self.row.id))
                 .with("lease", lease));
         }
-        if !boot {
-            return self.reset(why).await;
-        }
-        // By way of resetting, since its memory, saved or not, is thrown away.
-        self.enter(VmState::Resetting, why).await?;
-        self.link.close().await;
-        if let Err(error) = self.shared.hv.stop(&self.row.id, Stop::Hard).await {
-            return Err(self.failed("boot", error.into()).await);
-        }
-        self.set_run(None);
-        self.enter(VmState::Off, why).await?;
-        self.start(why, false).await
+        if boot { self.boot_anew(why).await } else { self.reset(why).await }
     }
 
     /// Ends whatever lease there is on the VM.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Shared;
+use super::{Actor, Shared};
 use crate::display::Hub;
 use crate::guest::{AttachParams, Heartbeat, Identity, OpenOptions, Session, connect};
 use crate::hypervisor::Hypervisor;
@@ -25,6 +25,8 @@ use crate::orchestrator::view::GuestView;
 /// Pauses after a failed try: a guest that boots is asked often enough, one that has no agent not too often.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A guest whose desktop hangs must not hold up the end of its lease for longer.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// The link to one VM's agent.
 pub(in crate::orchestrator) struct Link {
@@ -101,6 +103,14 @@ impl Link {
                 tracing::error!(vm = %self.vm, %error, "the link's task failed");
                 self.ended();
             }
+        }
+    }
+
+    /// Lets go of every key and button. A guest that can't be told has nobody at its keyboard any more either way, so this
+    /// is no reason to fail.
+    pub(super) async fn release_input(&self) {
+        if let Err(error) = self.hub.release_input(Instant::now() + RELEASE).await {
+            tracing::warn!(vm = %self.vm, error = &error as &dyn std::error::Error, "keys may be held down");
         }
     }
 
@@ -193,6 +203,22 @@ impl Link {
     }
 }
 
+impl Actor {
+    /// The guest tells its address with each session and heartbeat: after a resume it may have another one.
+    pub(super) async fn note_address(&mut self) {
+        let now = self.link.guest.borrow().ip_address.clone();
+        if now.is_empty() || now == self.row.ip_address {
+            return;
+        }
+        if !self.row.ip_address.is_empty() {
+            tracing::info!(vm = %self.row.id, old = self.row.ip_address, new = now, "address changed");
+        }
+        if let Err(error) = self.write(|row| row.ip_address = now).await {
+            tracing::warn!(vm = %self.row.id, error = &error as &dyn std::error::Error, "address not noted");
+        }
+    }
+}
+
 fn show_beat(view: &mut GuestView, beat: &Heartbeat) {
     view.load1 = beat.load1;
     view.memory_available_bytes = beat.memory_available_bytes;
@@ -201,7 +227,7 @@ fn show_beat(view: &mut GuestView, beat: &Heartbeat) {
 }
 
 /// The address people can use: an IPv4 one where there is any.
-fn first_address(all: &[std::net::IpAddr]) -> String {
+pub(in crate::orchestrator) fn first_address(all: &[std::net::IpAddr]) -> String {
     all.iter().find(|ip| ip.is_ipv4()).or(all.first()).map(ToString::to_string).unwrap_or_default()
 }
 

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::lease::GIVEN_BACK;
 use super::{Actor, illegal};
 use crate::guest::Session;
-use crate::hypervisor::{Observed, Origin, Rest, Run, Stop, VmDefinition};
+use crate::hypervisor::{HvError, Observed, Origin, Rest, Run, Stop, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
 use crate::model::record::{Availability, Pending};
@@ -102,7 +103,18 @@ impl Actor {
         match self.row.state {
             VmState::Running => return Ok(()),
             VmState::Paused => {}
-            _ => self.enter_with(VmState::Resuming, cause, |row| row.hot = hot).await?,
+            _ => {
+                self.enter_with(VmState::Resuming, cause, |row| {
+                    row.hot = hot;
+                    if hot {
+                        // It may come straight from being put back to clean.
+                        row.clean = true;
+                        row.pending = None;
+                        row.ip_address = String::new();
+                    }
+                })
+                .await?;
+            }
         }
         match self.shared.hv.resume(&self.row.id).await {
             Ok(run) => {
@@ -111,6 +123,33 @@ impl Actor {
             }
             Err(error) => Err(self.failed("resume", error.into()).await),
         }
+    }
+
+    /// Saved to running for a holder who counts on it and is not there to be asked: of a memory that can't be read back only
+    /// the disk is left, and that is booted.
+    pub(super) async fn resume_or_boot(&mut self, cause: &str) -> Result<()> {
+        match self.resume(cause).await {
+            Err(error)
+                if matches!(error.reason, Reason::StateDamaged | Reason::StateIncompatible)
+                    && self.row.state == VmState::Saved =>
+            {
+                self.boot_anew(&format!("booted, since it could not be resumed: {error}")).await
+            }
+            other => other,
+        }
+    }
+
+    /// Boots the disk of a VM in whatever state. By way of resetting, since its memory, saved or not, is thrown away.
+    pub(super) async fn boot_anew(&mut self, why: &str) -> Result<()> {
+        tracing::warn!(vm = %self.row.id, why, "its memory is given up");
+        self.enter(VmState::Resetting, why).await?;
+        self.link.close().await;
+        if let Err(error) = self.shared.hv.stop(&self.row.id, Stop::Hard).await {
+            return Err(self.failed("boot", error.into()).await);
+        }
+        self.set_run(None);
+        self.enter(VmState::Off, why).await?;
+        self.start(why, false).await
     }
 
     /// The CPUs run: open a session, and say so. The session is opened at the same time as the row is written, since
@@ -183,18 +222,44 @@ impl Actor {
 
     /// Back to clean. A leased VM ends running, another one at rest.
     pub(in crate::orchestrator) async fn reset(&mut self, cause: &str) -> Result<()> {
-        self.enter_with(VmState::Resetting, cause, |row| {
-            // A crash in the middle must not leave a free VM half reset.
-            if row.availability != Availability::Leased {
-                row.pending = Some(Pending::Reset);
+        let rest = self.wipe(cause).await?;
+        self.rested(rest, cause, true).await
+    }
+
+    /// Back to clean, and to its pool: at rest, or hot if that is what the pool is short of.
+    pub(super) async fn give_back(&mut self) -> Result<()> {
+        let rest = self.wipe(GIVEN_BACK).await?;
+        let hot = rest == Rest::Saved && self.row.availability == Availability::Idle && !self.parked;
+        let claim =
+            self.row.pool.as_ref().filter(|_| hot).and_then(|pool| self.shared.pools.claim_heat(pool));
+        match claim {
+            Some(claim) => {
+                if let Err(error) = self.heat_clean(Some(claim)).await {
+                    // It is kept out of use already, and nothing is left of what was pending.
+                    tracing::warn!(vm = %self.row.id, error = &error as &dyn std::error::Error, "not made hot");
+                }
+                Ok(())
             }
-        })
-        .await?;
+            None => self.rested(rest, GIVEN_BACK, true).await,
+        }
+    }
+
+    async fn wipe(&mut self, cause: &str) -> Result<Rest> {
+        // The end of a lease may have written it.
+        if self.row.state != VmState::Resetting || self.row.pending != Some(Pending::Reset) {
+            self.enter_with(VmState::Resetting, cause, |row| {
+                // A crash in the middle must not leave a free VM half reset.
+                if row.availability != Availability::Leased {
+                    row.pending = Some(Pending::Reset);
+                }
+            })
+            .await?;
+        }
         self.link.close().await;
         match self.shared.hv.reset(&self.row.id).await {
             Ok(rest) => {
                 self.set_run(None);
-                self.rested(rest, cause, true).await
+                Ok(rest)
             }
             Err(error) => Err(self.failed("reset", error.into()).await),
         }
@@ -209,7 +274,6 @@ impl Actor {
                 self.enter_with(VmState::Saved, cause, |row| {
                     row.clean = clean;
                     row.pending = None;
-                    row.ip_address = String::new();
                 })
                 .await
             }
@@ -223,6 +287,10 @@ impl Actor {
 
     /// Kept as it is for its last holder: saved, and no longer the pool's.
     pub(super) async fn keep(&mut self) -> Result<()> {
+        // The end of a session does that as well, but where the VM runs on there is no such end.
+        if self.row.state == VmState::Running {
+            self.link.release_input().await;
+        }
         // One that its holder switched off or that failed is kept just so.
         let holds_memory = matches!(self.row.state, VmState::Running | VmState::Paused);
         if holds_memory && self.shared.hv.capabilities().save {
@@ -292,14 +360,48 @@ impl Actor {
 
     /// Takes over a VM as it was found at start-up.
     pub(in crate::orchestrator) async fn adopt(&mut self, observed: Observed) -> Result<()> {
-        let cause = "found after a restart of the daemon";
+        self.take_as(observed, "found after a restart of the daemon").await
+    }
+
+    /// The VM seems not to be what its row says: look, now that nobody moves it, and go on from what it is.
+    pub(in crate::orchestrator) async fn reconcile(&mut self) -> Result<()> {
+        if self.deleted || self.parked || self.row.state.is_transient() || self.row.state == VmState::Error {
+            return Ok(());
+        }
+        let observed = match self.shared.hv.observe(&self.row.id).await {
+            Ok(observed) => observed,
+            Err(HvError::NotFound { .. }) => Observed::Broken("its files are gone".into()),
+            Err(error) => return Err(error.into()),
+        };
+        let own = self.run.map(|run| run.number);
+        match (self.row.state, &observed) {
+            (VmState::Running, Observed::Running(run)) if own == Some(run.number) => return Ok(()),
+            (VmState::Paused, Observed::Paused(_))
+            | (VmState::Saved, Observed::Saved)
+            | (VmState::Off, Observed::Off) => return Ok(()),
+            _ => {}
+        }
+        tracing::warn!(vm = %self.row.id, state = %self.row.state, ?observed, "vm is not what its row says");
+        self.link.close().await;
+        if own.is_some() && observed == Observed::Off {
+            self.set_run(None);
+            return self.lost("its process ended, and nobody said so").await;
+        }
+        self.take_as(observed, "found otherwise than it was left").await
+    }
+
+    /// Goes on with a VM from what it is.
+    async fn take_as(&mut self, observed: Observed, cause: &str) -> Result<()> {
         let (state, run) = match observed {
             Observed::Running(run) => (VmState::Running, Some(run)),
             Observed::Paused(run) => (VmState::Paused, Some(run)),
             Observed::Saved => (VmState::Saved, None),
             Observed::Off => (VmState::Off, None),
             Observed::Broken(_) if self.row.state == VmState::Deleting => return self.delete().await,
-            Observed::Broken(why) => return self.lost(&why).await,
+            Observed::Broken(why) => {
+                self.set_run(None);
+                return self.lost(&why).await;
+            }
         };
         self.set_run(run);
         match self.row.state {
@@ -347,7 +449,7 @@ impl Actor {
         if self.row.availability == Availability::Leased && self.row.pending.is_none() && !self.row.suspended
         {
             match state {
-                VmState::Saved => self.resume(cause).await?,
+                VmState::Saved => self.resume_or_boot(cause).await?,
                 VmState::Off => self.start(cause, false).await?,
                 _ => {}
             }

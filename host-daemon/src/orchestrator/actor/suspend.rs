@@ -75,7 +75,7 @@ impl Actor {
         if !self.row.suspended || self.row.lease.is_none() {
             return Ok(());
         }
-        match self.resume("there is room again").await {
+        match self.resume_or_boot("there is room again").await {
             Ok(()) => self.take_back_suspension().await,
             Err(error) => {
                 if last && self.row.lease.is_some() {

@@ -6,9 +6,9 @@
 //!                              supervise (silence, time, VM lost) ─┘
 //! ```
 //!
-//! Every change goes through [`change`]: read, a transition of `model::agent`, write if nobody else wrote meanwhile. The
+//! Every change goes through `change`: read, a transition of `model::agent`, write if nobody else wrote meanwhile. The
 //! claim is written before a VM is asked for, under a request id that follows from the claim, and is taken out only once
-//! the lease has ended; so a daemon that dies anywhere leaves rows from which [`recover`] finds every lease.
+//! the lease has ended; so a daemon that dies anywhere leaves rows from which `recover` finds every lease.
 
 mod calls;
 mod guest;

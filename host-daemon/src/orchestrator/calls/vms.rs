@@ -152,6 +152,10 @@ impl Orchestrator {
             Some(id) => id,
             None => VmId::new(made_id("vm")).map_err(|error| Error::field("vm_id", error.to_string()))?,
         };
+        let Some(_name) = shared.making.begin(&new) else {
+            // Another fork of that name, or one that nobody knows is being removed.
+            return Err(busy(&new, VmState::Provisioning));
+        };
         let template = self.template(&source.look(|row| row.template.clone())).await?;
         let mut row = pools::new_row(new.clone(), &template, None);
         row.forked_from = Some(fork.vm.clone());
@@ -343,7 +347,10 @@ impl Orchestrator {
         let mut vm = handle.row();
         let run = handle.run();
         let guest = handle.guest();
-        vm.ip_address.clone_from(&guest.ip_address);
+        // What the guest says is in the row soon after; a guest that has not spoken yet had the row's when it last did.
+        if !guest.ip_address.is_empty() {
+            vm.ip_address.clone_from(&guest.ip_address);
+        }
         let resident_bytes = match run {
             // It may end at any moment; then it occupies nothing.
             Some(_) => self.0.hv.resident_bytes(&vm.id).await.unwrap_or_default(),

@@ -207,6 +207,8 @@ async fn insert(shared: &Arc<Shared>, pool: &Pool, template: &Template) -> Resul
     loop {
         let number = shared.store.take_vm_number(&pool.id).await?;
         let row = new_row(vm_id(&pool.id, number)?, template, Some(pool.id.clone()));
+        // Somebody is making or removing one of that name.
+        let Some(_name) = shared.making.begin(&row.id) else { continue };
         let event = Event::of_vm(EventKind::VmCreated, &row, &row.state_reason, "");
         match shared.store.insert_vm(&row, None, event).await {
             Ok(()) => return Ok(Actor::spawn(shared, row)),

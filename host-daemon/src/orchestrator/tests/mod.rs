@@ -2,6 +2,7 @@
 
 mod agents;
 mod crash;
+mod edges;
 mod hot;
 mod leases;
 mod moves;

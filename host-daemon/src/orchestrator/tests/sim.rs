@@ -296,6 +296,11 @@ impl Hypervisor for Sim {
         Ok(found.map(|m| Found { definition: m.definition.clone(), observed: m.is.clone() }).collect())
     }
 
+    async fn survey(&self) -> HvResult<Vec<Found>> {
+        let machines = self.0.lock().machines.values().cloned().collect::<Vec<_>>();
+        Ok(machines.into_iter().map(|one| Found { definition: one.definition, observed: one.is }).collect())
+    }
+
     async fn observe(&self, vm: &VmId) -> HvResult<Observed> {
         Ok(self.0.lock().machine(vm)?.is.clone())
     }

@@ -94,7 +94,7 @@ impl Sqlite {
     /// Writes a new agent and gives its number.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] when its id, or the request id, is taken.
+    /// `StoreError::Exists` when its id, or the request id, is taken.
     pub async fn insert_agent(
         &self,
         agent: &Agent,
@@ -139,7 +139,7 @@ impl Sqlite {
     /// Writes an agent whose version is one more than the stored one's. `request` answers with its id and epoch.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when it is not as the caller thought; [`StoreError::Exists`] when the request id is taken.
+    /// `StoreError::Changed` when it is not as the caller thought; `StoreError::Exists` when the request id is taken.
     pub async fn update_agent(
         &self,
         agent: &Agent,
@@ -182,7 +182,7 @@ impl Sqlite {
     /// One agent, whole.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn agent(&self, id: &AgentId) -> StoreResult<Option<Agent>> {
         sqlx::query(sqlx::AssertSqlSafe(format!("{FULL} WHERE id = ?")))
             .bind(id.as_str())
@@ -196,7 +196,7 @@ impl Sqlite {
     /// Agents without input and output, newest first; `after` in the page is a number.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn agents(&self, filter: &AgentFilter, page: &Page) -> StoreResult<Vec<Agent>> {
         let mut query = QueryBuilder::new(BRIEF);
         query.push(" WHERE TRUE");
@@ -227,7 +227,7 @@ impl Sqlite {
     /// The agent to serve next, whole, or when the next one's pause is over.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn next_agent(
         &self,
         wanted: &NextAgent<'_>,
@@ -249,7 +249,7 @@ impl Sqlite {
     /// Agents that somebody has, or whose VM is not given back yet; whole.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn claimed_agents(&self) -> StoreResult<Vec<Agent>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{FULL} WHERE claimed ORDER BY number")))
             .fetch_all(&self.readers)
@@ -261,7 +261,7 @@ impl Sqlite {
     /// Some of the agents that wait too long for their first attempt, and some with a picture older than `shots_before`.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn overdue_agents(&self, now: Timestamp, shots_before: Timestamp) -> StoreResult<Vec<Agent>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "{BRIEF} WHERE (queue_end IS NOT NULL AND queue_end <= ? AND NOT claimed)
@@ -278,7 +278,7 @@ impl Sqlite {
     /// Deletes some of the agents that ended before this, with their logs, and tells which.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn prune_agents(&self, before: Timestamp) -> StoreResult<Vec<AgentId>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "{BRIEF} WHERE ended IS NOT NULL AND ended < ? AND NOT claimed LIMIT {PRUNED_AT_ONCE}"
@@ -311,7 +311,7 @@ impl Sqlite {
     /// Adds to an agent's log.
     ///
     /// # Errors
-    /// [`StoreError::Database`]; [`StoreError::Referred`] when the agent is gone.
+    /// `StoreError::Database`; `StoreError::Referred` when the agent is gone.
     pub async fn log_agent(&self, number: u64, entries: Vec<LogEntry>) -> StoreResult<()> {
         self.writer.write(move |tx| log_in(tx, number, &entries)).await
     }
@@ -319,7 +319,7 @@ impl Sqlite {
     /// Entries of an agent's log behind a number, oldest first.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Damaged`].
+    /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn agent_log(&self, number: u64, after: u64, limit: u32) -> StoreResult<Vec<LogEntry>> {
         sqlx::query("SELECT * FROM agent_logs WHERE agent = ? AND sequence > ? ORDER BY sequence LIMIT ?")
             .bind(int(number))

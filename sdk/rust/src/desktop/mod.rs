@@ -14,6 +14,7 @@ mod console;
 mod exec;
 mod files;
 mod input;
+mod input_sink;
 mod keeper;
 mod target;
 
@@ -25,6 +26,7 @@ pub use console::Console;
 pub use exec::{Exec, ExecEvent, ExecOutput, ExecStream};
 pub use files::{FileStream, WriteOptions};
 pub use input::{Act, Input};
+pub use input_sink::InputSink;
 pub use keeper::LeaseLost;
 pub use target::Target;
 
