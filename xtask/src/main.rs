@@ -8,6 +8,7 @@ mod bench;
 mod cargo;
 mod command;
 mod demo;
+mod fuzz;
 mod image;
 mod interrupt;
 mod progress;
@@ -41,6 +42,8 @@ enum Task {
     Test(test::Args),
     /// Measure
     Bench(bench::Args),
+    /// Throw made-up bytes at all that reads what guests send
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,17 +17,13 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::error::GuestError;
 use super::hello::greet;
+use super::limits::{CONNECTION_WINDOW, MAX_ANSWER, MAX_FRAME_PART, MAX_HEADERS, MAX_MESSAGE, STREAM_WINDOW};
 use super::port::Port;
 use super::types::{AttachParams, Attached, Captured, Have, Heartbeat, OpenOptions, Probe};
 use super::wire;
 use crate::hypervisor::{GuestStream, Hypervisor};
 use crate::model::ids::VmId;
 
-/// Largest message taken from a guest: a band of raw pixels is 1 MiB, and nothing else comes near.
-const MAX_MESSAGE: usize = 2 << 20;
-/// Flow-control windows: a full frame streams without waiting for the other end under emulation.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
 /// A guest that answers no ping for this long is hung. Under emulation on a loaded host seconds pass.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -36,6 +32,8 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many newer hellos one stream may bring before it is given up.
 const MAX_GREETINGS: u32 = 16;
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Between two heartbeats that are read: more come from nobody well-meaning.
+const HEARTBEAT_GAP: Duration = Duration::from_millis(50);
 /// Between two tries to connect: first and longest pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -277,8 +275,14 @@ impl Session {
 }
 
 impl Calls {
+    /// For calls that are answered with a few numbers and texts.
     pub(super) fn display(&self) -> DisplayServiceClient<Channel> {
-        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// For calls that are answered with pixels.
+    pub(super) fn pixels(&self) -> DisplayServiceClient<Channel> {
+        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_PART)
     }
 
     fn desktop(&self) -> DesktopServiceClient<Channel> {
@@ -286,7 +290,7 @@ impl Calls {
     }
 
     fn supervisor(&self) -> SupervisorServiceClient<Channel> {
-        SupervisorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        SupervisorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     fn glance(&self, deadline: Instant) -> Glance {
@@ -353,7 +357,7 @@ async fn http2(port: &Port) -> Result<Channel, GuestError> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         // Fewer, larger frames: each costs the guest a system call.
         .max_frame_size(1 << 20)
-        .http2_max_header_list_size(16 << 10)
+        .http2_max_header_list_size(MAX_HEADERS)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
@@ -394,6 +398,7 @@ async fn beat(calls: Calls, interval: Duration, beats: watch::Sender<Option<Hear
                     let mut stream = stream.into_inner();
                     while let Some(Ok(beat)) = stream.next().await {
                         beats.send_replace(Some(wire::heartbeat(&beat)));
+                        sleep(HEARTBEAT_GAP).await;
                     }
                 }
                 Err(status) if status.code() == tonic::Code::Unimplemented => break,
