@@ -26,6 +26,7 @@ mod fallback;
 mod hub;
 mod jpeg;
 mod options;
+mod pixels;
 mod plane;
 mod pump;
 mod settle;

@@ -75,7 +75,7 @@ impl Hub {
         let started = Instant::now();
         let give_up = deadline.min(started + options.timeout);
         let mut settled = Settled::default();
-        let first = Frame { size: before.size, pixels: before.pixels.to_vec().into() };
+        let first = Frame { size: before.size, pixels: before.pixels.get().to_vec().into() };
         let mut last = first.clone();
         let mut last_change = started;
         loop {
