@@ -45,6 +45,8 @@ impl OnDisplay {
         command
             .env("DISPLAY", &self.display)
             .env("XAUTHORITY", &self.authority)
+            // Without it the server's library looks for no X screen.
+            .env("XDG_SESSION_TYPE", "x11")
             // With it the server would take itself for one inside a container of Cua's.
             .env_remove("CONTAINER_NAME")
             .stdin(Stdio::null())
