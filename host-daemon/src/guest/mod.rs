@@ -16,6 +16,7 @@
 mod desktop;
 mod error;
 mod hello;
+mod http2;
 mod port;
 mod process;
 mod session;
