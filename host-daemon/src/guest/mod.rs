@@ -19,6 +19,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod hello;
+mod http2;
 mod limits;
 mod port;
 mod process;
