@@ -208,7 +208,10 @@ fn create_private(config: &StoreConfig) -> std::io::Result<()> {
 
 /// Gives a reader's failure its context.
 fn database(context: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Database { context, source: Box::new(source) }
+    move |source| match source {
+        sqlx::Error::PoolClosed => StoreError::Closed,
+        source => StoreError::Database { context, source: Box::new(source) },
+    }
 }
 
 #[cfg(test)]
