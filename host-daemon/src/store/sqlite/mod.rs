@@ -123,6 +123,15 @@ impl Sqlite {
         Ok(row.map(|row| Answered { fingerprint: row.get(0), resource: row.get(1) }))
     }
 
+    /// Completes when all that was asked to be written before is committed, also what was asked by callers who have gone:
+    /// reads do not wait for it otherwise.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn caught_up(&self) -> StoreResult<()> {
+        self.writer.write(|_| Ok(())).await
+    }
+
     /// Forgets a request id, so that a repeat is a new request.
     ///
     /// # Errors
