@@ -11,6 +11,7 @@ mod demo;
 mod image;
 mod interrupt;
 mod progress;
+mod soak;
 mod stage;
 mod system;
 mod test;
@@ -41,6 +42,8 @@ enum Task {
     Test(test::Args),
     /// Measure
     Bench(bench::Args),
+    /// Run the model of the orchestrator for minutes: random operations, faults and crashes
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Soak(args) => soak::run(&args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
