@@ -28,6 +28,8 @@ pub(crate) enum Failure {
     TimedOut(Duration),
     /// The screen kept changing.
     NotSettled,
+    /// No condition on the screen was met.
+    NotMet,
     /// A signal.
     Interrupted(Signal),
     /// Somebody closed standard output; not worth a word.
@@ -50,7 +52,7 @@ impl Failure {
             Self::Call(error) => call_exit_code(error),
             Self::Usage(_) => 2,
             Self::Local(_) => 1,
-            Self::TimedOut(_) | Self::NotSettled => 7,
+            Self::TimedOut(_) | Self::NotSettled | Self::NotMet => 7,
             Self::Interrupted(signal) => signal.exit_code(),
             Self::Closed => 0,
             Self::Coded(_, code) => *code,
@@ -112,6 +114,13 @@ fn render(failure: &Failure, context: Option<&Context>) -> Option<String> {
             "the screen was still changing when the time was over".to_owned(),
             Some(
                 "leave out what always changes with --ignore X,Y,WIDTH,HEIGHT, or wait longer with --timeout"
+                    .to_owned(),
+            ),
+        ),
+        Failure::NotMet => (
+            "what was waited for did not come before the time was over".to_owned(),
+            Some(
+                "wait longer with --timeout; --frame-size says which picture positions were read from"
                     .to_owned(),
             ),
         ),

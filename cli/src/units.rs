@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hvkube_sdk::v1::{NetworkMode, Point, Rect, Size};
+use hvkube_sdk::v1::{NetworkMode, PixelCondition, Point, Rect, Size};
 use jiff::SignedDuration;
 
 /// `90`, `90s`, `1m30s`, `1.5h`, `500ms`; a bare number is seconds.
@@ -52,6 +52,35 @@ pub(crate) fn coordinate(text: &str) -> Result<i32, String> {
         Ok(value @ 0..=32767) => Ok(value),
         _ => Err("expected a whole number of pixels, 0 to 32767".to_owned()),
     }
+}
+
+/// A coordinate, or how far to go either way.
+pub(crate) fn offset(text: &str) -> Result<i32, String> {
+    match text.trim().parse() {
+        Ok(value @ -32767..=32767) => Ok(value),
+        _ => Err("expected a whole number of pixels, -32767 to 32767".to_owned()),
+    }
+}
+
+/// `10,-20`.
+pub(crate) fn offsets(text: &str) -> Result<Point, String> {
+    const LEGAL: &str = "expected X,Y in pixels, like 640,400";
+    let (x, y) = text.split_once(',').ok_or(LEGAL)?;
+    Ok(Point { x: offset(x).map_err(|_| LEGAL)?, y: offset(y).map_err(|_| LEGAL)? })
+}
+
+/// `640,400=ff8000`, `640,400=#ff8000~10`: a place, a colour, and how far each of its parts may be from it.
+pub(crate) fn pixel(text: &str) -> Result<PixelCondition, String> {
+    const LEGAL: &str = "expected X,Y=RRGGBB or X,Y=RRGGBB~TOLERANCE, like 640,400=ff8000~10";
+    let (at, colour) = text.split_once('=').ok_or(LEGAL)?;
+    let (colour, tolerance) = colour.split_once('~').unwrap_or((colour, "0"));
+    let digits = colour.trim_start_matches('#');
+    if digits.len() != 6 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(LEGAL.to_owned());
+    }
+    let rgb = u32::from_str_radix(digits, 16).map_err(|_| LEGAL)?;
+    let tolerance: u8 = tolerance.parse().map_err(|_| LEGAL)?;
+    Ok(PixelCondition { at: Some(point(at).map_err(|_| LEGAL)?), rgb, tolerance: tolerance.into() })
 }
 
 /// `X,Y,WIDTHxHEIGHT` or `X,Y,WIDTH,HEIGHT`.

@@ -205,6 +205,38 @@ fn pictures_go_to_files_and_pipes() {
 }
 
 #[test]
+fn lines_of_input_are_one_stream_and_a_bad_one_is_named() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("lines");
+    let path = file.to_str().expect("text");
+    fs::write(&file, "# draw\npress rshift\nmove 5 6\n\nrelease rshift\ntype hello world\\n\n")
+        .expect("written");
+    let shown = daemon.run(&["vm", "input", "browser-1", path, "--frame-size", "640x400"]);
+    assert!(shown.starts_with("code: 0") && shown.contains("4 lines, 4 events done"), "{shown}");
+    let seen = daemon.fake.seen().streamed;
+    assert_eq!(seen.iter().filter(|message| message.frame_size.is_some()).count(), 4);
+    fs::write(&file, "click 1 2\nclack 3 4\n").expect("written");
+    let shown = daemon.run(&["vm", "input", "browser-1", path]);
+    assert!(shown.starts_with("code: 2") && shown.contains("line 2: "), "{shown}");
+    fs::write(&file, "click 5000 2\n").expect("written");
+    let shown = daemon.run(&["vm", "input", "browser-1", path]);
+    assert!(shown.contains("messages[1].events[0].click.at"), "{shown}");
+}
+
+#[test]
+fn waits_for_conditions_say_which_was_met() {
+    let daemon = Daemon::start();
+    let wait = |more: &[&str]| daemon.run(&[&["vm", "wait", "browser-1"], more].concat());
+    let shown = wait(&["--pixel", "1,2=000000", "--pixel", "3,4=#FFFFFF~10", "--frame-size", "640x400"]);
+    assert!(shown.starts_with("code: 0") && shown.contains("pixel 2 had its colour"), "{shown}");
+    let shown = wait(&["--region", "0,0,10,10", "--timeout", "100ms"]);
+    assert!(shown.starts_with("code: 7") && shown.contains("did not come"), "{shown}");
+    let shown = wait(&["--pixel", "1,2=white"]);
+    assert!(shown.starts_with("code: 2") && shown.contains("X,Y=RRGGBB"), "{shown}");
+}
+
+#[test]
 fn input_is_what_was_asked_for() {
     let daemon = Daemon::start();
     for arguments in [

@@ -347,9 +347,14 @@ async fn clicks_drags_scrolls_and_chords_are_seen_in_order_and_place() {
                     path: [point(10, 10), point(200, 100)].map(Option::unwrap_or_default).into(),
                     ..Default::default()
                 }),
-                Event::Scroll(pb::Scroll { at: point(60, 60), delta_x: -1, delta_y: 2 }),
+                Event::Scroll(pb::Scroll {
+                    at: point(60, 60),
+                    delta_x: -1,
+                    delta_y: 2,
+                    ..Default::default()
+                }),
                 Event::Chord(pb::Chord { keys: vec!["ctrl".into(), "A".into()], hold: None }),
-                Event::Key(pb::Key { key: "VK_A".into(), action: 0 }),
+                Event::Key(pb::Key { key: "VK_A".into(), ..Default::default() }),
             ],
         )
         .await
@@ -393,7 +398,11 @@ async fn a_bad_event_stops_the_whole_batch_before_it_begins() {
     let drag =
         |n: i32| Event::Drag(pb::Drag { path: vec![pb::Point { x: n, y: 0 }; 2], ..Default::default() });
     let bad = [
-        (Event::Key(pb::Key { key: "NoSuchKey".into(), action: 0 }), Reason::UnknownKey, "NoSuchKey"),
+        (
+            Event::Key(pb::Key { key: "NoSuchKey".into(), ..Default::default() }),
+            Reason::UnknownKey,
+            "NoSuchKey",
+        ),
         (Event::Chord(pb::Chord { keys: vec![], hold: None }), Reason::Invalid, "chord.keys"),
         (drag(-1), Reason::OutOfBounds, "(-1, 0)"),
         (drag(1280), Reason::OutOfBounds, "1280 x 800"),
@@ -421,7 +430,7 @@ async fn a_batch_is_done_once_and_a_sessions_end_lets_go() {
     let host = display.session().await;
     let press = vec![
         Event::Move(pb::Move { to: point(9, 9), ..Default::default() }),
-        Event::Key(pb::Key { key: "A".into(), action: pb::Action::Press.into() }),
+        Event::Key(pb::Key { key: "A".into(), action: pb::Action::Press.into(), hold: None }),
         Event::Button(pb::Button { button: 0, action: pb::Action::Press.into() }),
     ];
     let first = host.input("once", press.clone()).await.expect("done");
@@ -448,7 +457,7 @@ async fn settling_waits_for_the_last_change_and_leaves_out_what_is_ignored() {
     let display = Display::start();
     let win = window(&display, 0, 0, 600, 600);
     let host = display.session().await;
-    let request = pb::SettleRequest { quiet: millis(300), timeout: seconds(50), ignore: vec![] };
+    let request = pb::SettleRequest { quiet: millis(300), timeout: seconds(50), ..Default::default() };
     let draw = async {
         for i in 0..4 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -464,7 +473,8 @@ async fn settling_waits_for_the_last_change_and_leaves_out_what_is_ignored() {
     assert_eq!(settled.changed, [pb::Rect { x: 10, y: 10, width: 50, height: 20 }]);
 
     let ignore = vec![pb::Rect { x: 0, y: 0, width: 100, height: 100 }];
-    let request = pb::SettleRequest { quiet: millis(200), timeout: seconds(50), ignore };
+    let request =
+        pb::SettleRequest { quiet: millis(200), timeout: seconds(50), ignore, ..Default::default() };
     let blink = async {
         loop {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -478,6 +488,179 @@ async fn settling_waits_for_the_last_change_and_leaves_out_what_is_ignored() {
     assert_eq!((settled.timed_out, settled.settled_after_micros, settled.changed.len()), (false, 0, 0));
 }
 
+fn change(x: u32, y: u32, width: u32, height: u32) -> pb::SettleRequest {
+    let regions = vec![pb::Rect { x, y, width, height }];
+    pb::SettleRequest { regions, timeout: seconds(50), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_region_is_met_when_its_pixels_change_and_not_before() {
+    let display = Display::start();
+    let win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let wait = async { host.display().settle(change(100, 100, 50, 50)).await.expect("met").into_inner() };
+    let draw = async {
+        let small = |x, y| Rectangle { x, y, width: 20, height: 20 };
+        // Elsewhere; there, but in the colour it has; there.
+        for (colour, rect) in
+            [(0x00ff_0000, small(300, 300)), (0x0020_4060, small(110, 110)), (0x0000_ff00, small(140, 140))]
+        {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            fill(&display, win, colour, rect);
+        }
+        Instant::now()
+    };
+    let (met, drawn) = tokio::join!(async { (wait.await, Instant::now()) }, draw);
+    let (met, at) = met;
+    assert_eq!((met.timed_out, met.met(), met.met_index), (false, pb::Condition::Region, 0));
+    assert!(at >= drawn, "not by what was drawn before: {met:?}");
+    assert!(met.changed.contains(&pb::Rect { x: 140, y: 140, width: 20, height: 20 }), "{met:?}");
+}
+
+#[tokio::test]
+async fn a_pixel_is_met_by_a_colour_near_enough_also_from_the_start() {
+    let display = Display::start();
+    let win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let wait = |rgb, tolerance, timeout| {
+        let pixels = vec![pb::Pixel { x: 50, y: 60, rgb, tolerance }];
+        let request = pb::SettleRequest { pixels, timeout, ..Default::default() };
+        let mut display = host.display();
+        async move { display.settle(request).await.expect("an answer").into_inner() }
+    };
+    let met = wait(0x0022_4060, 2, seconds(50)).await;
+    assert_eq!((met.met(), met.timed_out), (pb::Condition::Pixel, false), "as it is");
+    let over = wait(0x0023_4060, 2, millis(100)).await;
+    assert_eq!((over.met(), over.timed_out), (pb::Condition::Unspecified, true));
+    let draw = async {
+        for red in [100, 150, 200] {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            fill(&display, win, red << 16, Rectangle { x: 50, y: 60, width: 1, height: 1 });
+        }
+    };
+    let (met, ()) = tokio::join!(wait(0x00c8_0000, 0, seconds(50)), draw);
+    assert_eq!((met.met(), met.timed_out), (pb::Condition::Pixel, false));
+}
+
+#[tokio::test]
+async fn input_can_wait_for_the_region_that_it_changes() {
+    let mut display = Display::start();
+    display.manage();
+    display.run("xterm", &["xterm", "-geometry", "+0+0", "-e", "cat"]);
+    let xterm = display.focused_window("xterm");
+    let host = display.session().await;
+    let place =
+        display.conn.translate_coordinates(xterm, display.root, 0, 0).expect("sent").reply().expect("place");
+    let (x, y) = (u32::try_from(place.dst_x).expect("on it"), u32::try_from(place.dst_y).expect("on it"));
+    host.display().settle(pb::SettleRequest::default()).await.expect("calm before");
+    let events =
+        vec![pb::InputEvent { event: Some(Event::Text(pb::Text { text: "hello".into(), interval: None })) }];
+    let settle = pb::SettleRequest { quiet: millis(200), ..change(x, y, 60, 20) };
+    let request = pb::InputRequest { batch_id: "s".into(), events, settle: Some(settle) };
+    let met = host.display().input(request).await.expect("done").into_inner().settle.expect("asked for");
+    assert_eq!((met.met(), met.timed_out), (pb::Condition::Region, false), "{met:?}");
+    assert!(capture(&host, met.sequence).await.rects.is_empty(), "and it was quiet afterwards");
+}
+
+const SHIFT_R: u8 = 62;
+const CONTROL_R: u8 = 105;
+
+#[tokio::test]
+async fn left_and_right_modifiers_are_keys_of_their_own() {
+    use Seen::{KeyDown, KeyUp, Press, Release};
+    let display = Display::start();
+    let _win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let chord = |keys: &[&str]| {
+        Event::Chord(pb::Chord { keys: keys.iter().map(ToString::to_string).collect(), hold: None })
+    };
+    let modifiers = vec!["Shift_R".into()];
+    let events = vec![
+        chord(&["Control_R", "Shift_L", "a"]),
+        chord(&["VK_RCONTROL"]),
+        chord(&["VK_LCONTROL"]),
+        Event::Click(pb::Click { at: point(5, 6), modifiers, ..Default::default() }),
+    ];
+    let answer = host.input("m", events).await.expect("answered");
+    assert_eq!((answer.failure, answer.completed), (None, 4));
+    let expected = [
+        KeyDown(CONTROL_R),
+        KeyDown(SHIFT),
+        KeyDown(KEY_A),
+        KeyUp(KEY_A),
+        KeyUp(SHIFT),
+        KeyUp(CONTROL_R),
+        KeyDown(CONTROL_R),
+        KeyUp(CONTROL_R),
+        KeyDown(CONTROL),
+        KeyUp(CONTROL),
+        KeyDown(SHIFT_R),
+        Press(1, 5, 6),
+        Release(1, 5, 6),
+        KeyUp(SHIFT_R),
+    ];
+    assert_eq!(seen(&display), expected);
+}
+
+#[tokio::test]
+async fn a_smooth_move_goes_by_its_points_and_pixels_become_notches() {
+    use Seen::{Press, Release};
+    let display = Display::start();
+    let _win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let to = |x, y| Event::Move(pb::Move { to: point(x, y), ..Default::default() });
+    let glide = pb::Move {
+        to: point(100, 0),
+        relative: true,
+        via: vec![pb::Point { x: 0, y: 100 }, pb::Point { x: 100, y: 100 }],
+        duration: millis(400),
+    };
+    let scroll = pb::Scroll { delta_x: 1, pixels_y: -80, ..Default::default() };
+    let events = vec![to(50, 50), Event::Move(glide), Event::Scroll(scroll)];
+    let answer = host.input("m", events).await.expect("answered");
+    assert_eq!((answer.failure, answer.completed), (None, 3));
+    assert_eq!((answer.scrolled_x, answer.scrolled_y), (1, -2));
+    assert_eq!((answer.scrolled_pixels_x, answer.scrolled_pixels_y), (0, -106));
+    display.conn.sync().expect("server");
+    let (mut way, mut wheel) = (Vec::new(), Vec::new());
+    while let Some(event) = display.conn.poll_for_event().expect("events") {
+        match event {
+            X11Event::MotionNotify(e) => way.push((e.root_x, e.root_y)),
+            X11Event::ButtonPress(e) => wheel.push(Press(e.detail, e.root_x, e.root_y)),
+            X11Event::ButtonRelease(e) => wheel.push(Release(e.detail, e.root_x, e.root_y)),
+            _ => {}
+        }
+    }
+    assert_eq!(way.last(), Some(&(150, 50)));
+    let on_the_way = |&(x, y): &(i16, i16)| {
+        (x == 50 && (50..=150).contains(&y)) || (y == 150 && (50..=150).contains(&x)) || x == 150
+    };
+    assert!(way.len() > 10 && way.iter().all(on_the_way), "along the three sides: {way:?}");
+    let up = [Press(4, 150, 50), Release(4, 150, 50)];
+    let right = [Press(7, 150, 50), Release(7, 150, 50)];
+    let [[a, b], [c, d], [e, f]] = [right, up, [Press(4, 150, 50), Release(4, 150, 50)]];
+    assert_eq!(wheel, [a, b, c, d, e, f]);
+}
+
+#[tokio::test]
+async fn a_key_is_held_as_long_as_asked() {
+    let display = Display::start();
+    display.tool("x11-xserver-utils", &["xset", "r", "off"]);
+    let _win = window(&display, 0, 0, 600, 600);
+    let host = display.session().await;
+    let hold = Event::Key(pb::Key { key: "a".into(), hold: millis(300), ..Default::default() });
+    assert_eq!(host.input("h", vec![hold]).await.expect("answered").failure, None);
+    display.conn.sync().expect("server");
+    let mut times = Vec::new();
+    while let Some(event) = display.conn.poll_for_event().expect("events") {
+        if let X11Event::KeyPress(e) | X11Event::KeyRelease(e) = event {
+            times.push(e.time);
+        }
+    }
+    let [down, up] = times[..] else { panic!("{times:?}") };
+    assert!(up - down >= 295, "{times:?}");
+}
+
 #[tokio::test]
 async fn input_with_settle_sees_what_the_input_changed() {
     let mut display = Display::start();
@@ -485,7 +668,7 @@ async fn input_with_settle_sees_what_the_input_changed() {
     display.run("xterm", &["xterm", "-e", "cat"]);
     display.focused_window("xterm");
     let host = display.session().await;
-    let settle = pb::SettleRequest { quiet: millis(300), timeout: seconds(50), ignore: vec![] };
+    let settle = pb::SettleRequest { quiet: millis(300), timeout: seconds(50), ..Default::default() };
     host.display().settle(settle.clone()).await.expect("calm before");
     let events =
         vec![pb::InputEvent { event: Some(Event::Text(pb::Text { text: "hello".into(), interval: None })) }];

@@ -80,7 +80,8 @@ async fn text_arrives_in_xterm_with_caps_lock_on() {
     let ready = display.path("ready");
     display.wait("the shell in xterm", |_| ready.exists().then_some(()));
     let host = display.session().await;
-    let answer = host.input("caps", vec![Event::Key(pb::Key { key: "Caps_Lock".into(), action: 0 })]).await;
+    let answer =
+        host.input("caps", vec![Event::Key(pb::Key { key: "Caps_Lock".into(), ..Default::default() })]).await;
     assert_eq!(answer.expect("pressed").failure, None);
 
     let wanted: String = mixed_text(4).replace('\n', " ");

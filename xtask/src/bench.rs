@@ -3,6 +3,7 @@
 //! The work is done by `hvkube-bench`, a client of the Rust SDK: it writes raw samples, and here they become metrics.
 //! Everything is built optimised. A peer is measured in the same run, in turns with ours, on the same guest.
 
+mod control;
 mod cua;
 mod display;
 mod libvirt;
@@ -39,6 +40,8 @@ enum Bench {
     Resume(Resume),
     /// How fast screenshots come, and how well a stream of them serves many
     Display(display::Args),
+    /// What leases, lists and watches cost with thousands of VMs, and how fast a hot one is leased
+    Control(control::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -106,6 +109,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.bench {
         Bench::Resume(args) => resume(args),
         Bench::Display(args) => display::run(args),
+        Bench::Control(args) => control::run(args),
     }
 }
 

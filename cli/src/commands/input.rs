@@ -8,7 +8,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use hvkube_sdk::Input;
 use hvkube_sdk::v1::input_event::Event;
-use hvkube_sdk::v1::{ClickEvent, DragEvent, MouseButton, MoveEvent, Point, ScrollEvent, Size, TextEvent};
+use hvkube_sdk::v1::{
+    ChordEvent, ClickEvent, DragEvent, MouseButton, MoveEvent, Point, ScrollEvent, Size, TextEvent,
+};
 
 use crate::commands::pool::proto;
 use crate::commands::screen;
@@ -54,15 +56,24 @@ pub(crate) struct Type {
 pub(crate) struct Key {
     /// VM (id or name) or leases/ID
     name: String,
-    /// Key names joined by `+`: ctrl+shift+t, Return, VK_F5, a
-    #[arg(required = true)]
-    keys: Vec<String>,
+    #[command(flatten)]
+    event: KeyArgs,
     #[command(flatten)]
     common: Common,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct KeyArgs {
+    /// Key names joined by `+`: ctrl+shift+t, rctrl+VK_LSHIFT+a, Return, VK_F5
+    #[arg(required = true)]
+    keys: Vec<String>,
+    /// How long they are held [default: not at all]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    hold: Option<Duration>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Button {
+pub(super) enum Button {
     Left,
     Middle,
     Right,
@@ -86,6 +97,14 @@ impl From<Button> for MouseButton {
 pub(crate) struct Click {
     /// VM (id or name) or leases/ID
     name: String,
+    #[command(flatten)]
+    event: ClickArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClickArgs {
     /// Pixels from the left
     #[arg(value_parser = units::coordinate, allow_negative_numbers = true)]
     x: i32,
@@ -101,31 +120,49 @@ pub(crate) struct Click {
     /// Keys held meanwhile, e.g. ctrl,shift
     #[arg(long, value_name = "KEY,..", value_delimiter = ',')]
     modifiers: Vec<String>,
-    #[command(flatten)]
-    common: Common,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Move {
     /// VM (id or name) or leases/ID
     name: String,
-    /// Pixels from the left
-    #[arg(value_parser = units::coordinate, allow_negative_numbers = true)]
+    #[command(flatten)]
+    event: MoveArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MoveArgs {
+    /// Pixels from the left; with --by to the right of where the pointer is
+    #[arg(value_parser = units::offset, allow_negative_numbers = true)]
     x: i32,
-    /// Pixels from the top
-    #[arg(value_parser = units::coordinate, allow_negative_numbers = true)]
+    /// Pixels from the top; with --by down from where the pointer is
+    #[arg(value_parser = units::offset, allow_negative_numbers = true)]
     y: i32,
+    /// X and Y, and --via, count from where the pointer is
+    #[arg(long)]
+    by: bool,
+    /// Passed on the way; may be given several times
+    #[arg(long, value_name = "X,Y", value_parser = units::offsets, allow_hyphen_values = true)]
+    via: Vec<Point>,
     /// Time to take [default: at once]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     duration: Option<Duration>,
-    #[command(flatten)]
-    common: Common,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Drag {
     /// VM (id or name) or leases/ID
     name: String,
+    #[command(flatten)]
+    event: DragArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DragArgs {
     /// Where the button goes down, where it goes along, where it comes up
     #[arg(value_name = "X,Y", required = true, num_args = 2.., value_parser = units::point)]
     path: Vec<Point>,
@@ -138,27 +175,39 @@ pub(crate) struct Drag {
     /// Keys held meanwhile, e.g. ctrl,shift
     #[arg(long, value_name = "KEY,..", value_delimiter = ',')]
     modifiers: Vec<String>,
-    #[command(flatten)]
-    common: Common,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Scroll {
     /// VM (id or name) or leases/ID
     name: String,
+    #[command(flatten)]
+    event: ScrollArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScrollArgs {
     /// Notches down; negative: up
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(i32).range(-1000..=1000), required_unless_present = "dx")]
+          value_parser = clap::value_parser!(i32).range(-1000..=1000), required_unless_present_any = ["dx", "pixels_x", "pixels_y"])]
     dy: i32,
     /// Notches to the right; negative: left
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
           value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     dx: i32,
+    /// Pixels down on top of the notches, rounded to notches where the guest can't; negative: up
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-50_000..=50_000))]
+    pixels_y: i32,
+    /// Pixels to the right; negative: left
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-50_000..=50_000))]
+    pixels_x: i32,
     /// Where [default: where the pointer is]
     #[arg(long, value_name = "X,Y", value_parser = units::point)]
     at: Option<Point>,
-    #[command(flatten)]
-    common: Common,
 }
 
 pub(crate) async fn type_text(context: &Context, args: Type) -> Outcome {
@@ -167,7 +216,7 @@ pub(crate) async fn type_text(context: &Context, args: Type) -> Outcome {
         words => words.join(" "),
     };
     let interval = args.interval.map(|time| proto(time, "--interval")).transpose()?;
-    let mut input = Input::new().event(Event::Text(TextEvent { text, interval }));
+    let mut input = Input::new().event(Event::Text(TextEvent { text, interval, ..Default::default() }));
     if args.enter {
         input = input.key("Return");
     }
@@ -185,34 +234,71 @@ fn read_stdin() -> Result<String, Failure> {
     Ok(text)
 }
 
+impl KeyArgs {
+    pub(super) fn onto(self, input: Input) -> Result<Input, Failure> {
+        let hold = self.hold.map(|time| proto(time, "--hold")).transpose()?;
+        let chord = |input: Input, keys| input.event(Event::Chord(ChordEvent { keys, hold }));
+        Ok(self.keys.into_iter().fold(input, chord))
+    }
+}
+
+impl ClickArgs {
+    pub(super) fn onto(self, input: Input) -> Input {
+        let at = Some(Point { x: self.x, y: self.y });
+        let button = MouseButton::from(self.button).into();
+        input.event(Event::Click(ClickEvent { at, button, count: self.count, modifiers: self.modifiers }))
+    }
+}
+
+impl MoveArgs {
+    pub(super) fn onto(self, input: Input) -> Result<Input, Failure> {
+        let to = Point { x: self.x, y: self.y };
+        let off = |point: &Point| point.x < 0 || point.y < 0;
+        if !self.by && self.via.iter().chain([&to]).any(off) {
+            return Err(Failure::Usage(
+                "a position is 0 or more; with --by it counts from the pointer".to_owned(),
+            ));
+        }
+        let duration = self.duration.map(|time| proto(time, "--duration")).transpose()?;
+        let event = MoveEvent { to: Some(to), relative: self.by, duration, via: self.via };
+        Ok(input.event(Event::Move(event)))
+    }
+}
+
+impl DragArgs {
+    pub(super) fn onto(self, input: Input) -> Result<Input, Failure> {
+        let duration = self.duration.map(|time| proto(time, "--duration")).transpose()?;
+        let button = MouseButton::from(self.button).into();
+        let drag = DragEvent { path: self.path, button, duration, modifiers: self.modifiers };
+        Ok(input.event(Event::Drag(drag)))
+    }
+}
+
+impl ScrollArgs {
+    pub(super) fn onto(self, input: Input) -> Input {
+        let Self { dy, dx, pixels_y, pixels_x, at } = self;
+        input.event(Event::Scroll(ScrollEvent { at, delta_x: dx, delta_y: dy, pixels_x, pixels_y }))
+    }
+}
+
 pub(crate) async fn key(context: &Context, args: Key) -> Outcome {
-    let input = args.keys.into_iter().fold(Input::new(), Input::chord);
-    send(context, &args.name, input, args.common).await
+    send(context, &args.name, args.event.onto(Input::new())?, args.common).await
 }
 
 pub(crate) async fn click(context: &Context, args: Click) -> Outcome {
-    let at = Some(Point { x: args.x, y: args.y });
-    let button = MouseButton::from(args.button).into();
-    let click = ClickEvent { at, button, count: args.count, modifiers: args.modifiers };
-    send(context, &args.name, Input::new().event(Event::Click(click)), args.common).await
+    send(context, &args.name, args.event.onto(Input::new()), args.common).await
 }
 
 pub(crate) async fn move_to(context: &Context, args: Move) -> Outcome {
-    let duration = args.duration.map(|time| proto(time, "--duration")).transpose()?;
-    let event = MoveEvent { to: Some(Point { x: args.x, y: args.y }), relative: false, duration };
-    send(context, &args.name, Input::new().event(Event::Move(event)), args.common).await
+    send(context, &args.name, args.event.onto(Input::new())?, args.common).await
 }
 
 pub(crate) async fn drag(context: &Context, args: Drag) -> Outcome {
-    let duration = args.duration.map(|time| proto(time, "--duration")).transpose()?;
-    let button = MouseButton::from(args.button).into();
-    let drag = DragEvent { path: args.path, button, duration, modifiers: args.modifiers };
-    send(context, &args.name, Input::new().event(Event::Drag(drag)), args.common).await
+    send(context, &args.name, args.event.onto(Input::new())?, args.common).await
 }
 
 pub(crate) async fn scroll(context: &Context, args: Scroll) -> Outcome {
-    let event = ScrollEvent { at: args.at, delta_x: args.dx, delta_y: args.dy };
-    send(context, &args.name, Input::new().event(Event::Scroll(event)), args.common).await
+    send(context, &args.name, args.event.onto(Input::new()), args.common).await
 }
 
 async fn send(context: &Context, name: &str, mut input: Input, common: Common) -> Outcome {

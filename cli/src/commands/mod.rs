@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod host;
 pub(crate) mod input;
+pub(crate) mod input_lines;
 pub(crate) mod lease;
 pub(crate) mod lease_run;
 pub(crate) mod misc;

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use hvkube_sdk::v1::{self, ImageFormat, Rect, ScreenshotOptions, SettleOptions, Size};
+use hvkube_sdk::v1::{
+    self, ImageFormat, PixelCondition, Rect, ScreenshotOptions, SettleCondition, SettleOptions, Size,
+};
 
 use crate::commands::pool::proto;
 use crate::context::Context;
@@ -42,12 +44,21 @@ pub(crate) struct Screenshot {
 pub(crate) struct Wait {
     /// VM (id or name) or leases/ID
     name: String,
-    /// How long nothing may change [default: 300ms]
+    /// How long nothing may change [default: 300ms; with --region or --pixel: not waited for]
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     quiet_for: Option<Duration>,
     /// Changes in here do not count; may be given several times
     #[arg(long, value_name = "X,Y,W,H", value_parser = units::rect)]
     ignore: Vec<Rect>,
+    /// Until anything in here is other than now; may be given several times
+    #[arg(long, value_name = "X,Y,W,H", value_parser = units::rect)]
+    region: Vec<Rect>,
+    /// Until this pixel has this colour, each part within TOLERANCE of it; may be given several times
+    #[arg(long, value_name = "X,Y=RRGGBB[~TOLERANCE]", value_parser = units::pixel)]
+    pixel: Vec<PixelCondition>,
+    /// Size of the picture that positions were read from [default: the screen's own]
+    #[arg(long, value_name = "WxH", value_parser = units::size)]
+    frame_size: Option<Size>,
 }
 
 /// Room for a raw picture: the SDK takes messages of 64 MiB, some of which is not the picture.
@@ -113,14 +124,30 @@ pub(crate) async fn wait(context: &Context, args: Wait) -> Outcome {
         quiet: args.quiet_for.map(|time| proto(time, "--quiet-for")).transpose()?,
         timeout: context.timeout().map(|time| proto(time, "--timeout")).transpose()?,
         ignore: args.ignore,
+        regions: args.region,
+        pixels: args.pixel,
     };
+    let conditional = !options.regions.is_empty() || !options.pixels.is_empty();
     let target = context.client().await?.target(&args.name);
-    let progress = context.progress("waiting for a settled screen");
-    let answer = target.wait_for_settle(options).await;
+    let what = if conditional { "waiting for the screen" } else { "waiting for a settled screen" };
+    let progress = context.progress(what);
+    let answer = target.wait_for_settle_on(options, args.frame_size).await;
     drop(progress);
     let settle = answer?.settle.unwrap_or_default();
+    let met_after = human::proto_duration(settle.met_after);
+    let met = match settle.met() {
+        SettleCondition::Region => Some(format!("region {} changed after {met_after}", settle.met_index + 1)),
+        SettleCondition::Pixel => {
+            Some(format!("pixel {} had its colour after {met_after}", settle.met_index + 1))
+        }
+        SettleCondition::Unspecified | SettleCondition::Quiet => None,
+    };
     if settle.timed_out {
-        return Err(Failure::NotSettled);
+        return Err(if conditional && met.is_none() { Failure::NotMet } else { Failure::NotSettled });
+    }
+    if let Some(met) = met {
+        context.note(met);
+        return Ok(ExitCode::SUCCESS);
     }
     match human::proto_duration(settle.settled_after) {
         after if after.is_empty() || settle.changed.is_empty() => context.note("settled, nothing changed"),

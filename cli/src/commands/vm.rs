@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use hvkube_sdk::v1::{StopMode, Vm, VmState, WatchVmsRequest};
 
 use crate::args::{ListArgs, OutputArgs};
-use crate::commands::{checkpoint, cp, exec, input, screen};
+use crate::commands::{checkpoint, cp, exec, input, input_lines, screen};
 use crate::context::Context;
 use crate::output;
 use crate::report::{Failure, Outcome};
@@ -79,7 +79,7 @@ pub(crate) enum Action {
     Checkpoint(checkpoint::Action),
     /// Take a picture of the screen
     Screenshot(screen::Screenshot),
-    /// Wait until the screen settles
+    /// Wait until the screen settles, a region changes or a pixel has a colour
     Wait(screen::Wait),
     /// Type text
     Type(input::Type),
@@ -93,6 +93,8 @@ pub(crate) enum Action {
     Drag(input::Drag),
     /// Turn the wheel
     Scroll(input::Scroll),
+    /// Do lines of input as they come: click, move, drag, scroll, key, press, release, type, pause, release-all
+    Input(input_lines::Lines),
     /// Run a program in the guest
     Exec(exec::Exec),
     /// Copy a file into or out of the guest
@@ -183,6 +185,7 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         Action::Move(args) => return input::move_to(context, args).await,
         Action::Drag(args) => return input::drag(context, args).await,
         Action::Scroll(args) => return input::scroll(context, args).await,
+        Action::Input(args) => return input_lines::run(context, args).await,
         Action::Exec(args) => return exec::run(context, args).await,
         Action::Cp(args) => return cp::run(context, args).await,
     }

@@ -15,6 +15,7 @@ const MAX_CLICKS: u32 = 10;
 const MAX_PATH: usize = 1024;
 const MAX_CHORD: usize = 8;
 const MAX_NOTCHES: u32 = 1000;
+const MAX_SCROLL: u32 = 50_000;
 const MAX_TEXT: usize = 1 << 20;
 const MAX_MESSAGE: usize = 512;
 /// Between two steps of a smooth move: about a frame, which is what a hand gives.
@@ -108,7 +109,14 @@ fn check(input: &mut dyn Input, event: &pb::InputEvent, size: (u32, u32)) -> Out
         Event::Move(e) => {
             let to = e.to.as_ref().ok_or_else(|| invalid("move.to: is required"))?;
             time("move.duration", e.duration.as_ref(), MAX_TIME)?;
-            if e.relative { Ok(()) } else { inside(Some(to), size) }
+            if e.via.len() >= MAX_PATH {
+                let most = MAX_PATH - 1;
+                return Err(invalid(format!("move.via: {} points; {most} at most", e.via.len())));
+            }
+            if e.relative {
+                return Ok(());
+            }
+            e.via.iter().chain([to]).try_for_each(|point| inside(Some(point), size))
         }
         Event::Button(e) => {
             known::<Action>("button.action", e.action)?;
@@ -138,10 +146,17 @@ fn check(input: &mut dyn Input, event: &pb::InputEvent, size: (u32, u32)) -> Out
             if e.delta_x.unsigned_abs() > MAX_NOTCHES || e.delta_y.unsigned_abs() > MAX_NOTCHES {
                 return Err(invalid(format!("scroll: more than {MAX_NOTCHES} notches")));
             }
+            if e.pixels_x.unsigned_abs() > MAX_SCROLL || e.pixels_y.unsigned_abs() > MAX_SCROLL {
+                return Err(invalid(format!("scroll: more than {MAX_SCROLL} pixels")));
+            }
             inside(e.at.as_ref(), size)
         }
         Event::Key(e) => {
-            known::<Action>("key.action", e.action)?;
+            let action = known::<Action>("key.action", e.action)?;
+            let hold = time("key.hold", e.hold.as_ref(), MAX_TIME)?;
+            if !hold.is_zero() && matches!(action, Action::Press | Action::Release) {
+                return Err(invalid("key.hold: is legal with a tap only"));
+            }
             input.check_key(&e.key)
         }
         Event::Chord(e) => {
@@ -181,18 +196,21 @@ fn perform(
         Event::Move(e) => {
             let to = e.to.unwrap_or_default();
             let over = time("move.duration", e.duration.as_ref(), MAX_TIME)?;
-            let target = if e.relative {
+            let mut way: Vec<(i32, i32)> = e.via.iter().chain([&to]).map(|p| (p.x, p.y)).collect();
+            if e.relative {
                 let (x, y) = input.pointer()?;
                 let (width, height) = input.size()?;
-                (clamp(x.saturating_add(to.x), width), clamp(y.saturating_add(to.y), height))
-            } else {
-                (to.x, to.y)
-            };
-            glide(input, target, over, cancel)
+                for point in &mut way {
+                    *point =
+                        (clamp(x.saturating_add(point.0), width), clamp(y.saturating_add(point.1), height));
+                }
+            }
+            glide(input, &way, over, cancel)
         }
         Event::Button(e) => {
             let button = known("button.button", e.button)?;
-            press_or_tap(known("button.action", e.action)?, |press| input.button(button, press))
+            let action = known("button.action", e.action)?;
+            press_or_tap(action, Duration::ZERO, cancel, |press| input.button(button, press))
         }
         Event::Click(e) => {
             let button = known("click.button", e.button)?;
@@ -217,13 +235,24 @@ fn perform(
         }
         Event::Scroll(e) => {
             move_there(input, e.at.as_ref())?;
-            input.scroll(e.delta_x, e.delta_y)?;
+            if (e.delta_x, e.delta_y) != (0, 0) {
+                input.scroll(e.delta_x, e.delta_y)?;
+            }
             response.scrolled_x += e.delta_x;
             response.scrolled_y += e.delta_y;
+            if (e.pixels_x, e.pixels_y) != (0, 0) {
+                let done = input.scroll_pixels(e.pixels_x, e.pixels_y)?;
+                response.scrolled_x += done.notches.0;
+                response.scrolled_y += done.notches.1;
+                response.scrolled_pixels_x += done.pixels.0;
+                response.scrolled_pixels_y += done.pixels.1;
+            }
             Ok(())
         }
         Event::Key(e) => {
-            press_or_tap(known("key.action", e.action)?, |press| input.key(&e.key, press, false))
+            let hold = time("key.hold", e.hold.as_ref(), MAX_TIME)?;
+            let action = known("key.action", e.action)?;
+            press_or_tap(action, hold, cancel, |press| input.key(&e.key, press, false))
         }
         Event::Chord(e) => {
             let hold = time("chord.hold", e.hold.as_ref(), MAX_TIME)?;
@@ -246,13 +275,20 @@ fn move_there(input: &mut dyn Input, at: Option<&pb::Point>) -> Outcome {
     at.map_or(Ok(()), |p| input.move_to(p.x, p.y))
 }
 
-fn press_or_tap(action: Action, mut press: impl FnMut(Press) -> Outcome) -> Outcome {
+fn press_or_tap(
+    action: Action,
+    hold: Duration,
+    cancel: &Cancel,
+    mut press: impl FnMut(Press) -> Outcome,
+) -> Outcome {
     match action {
         Action::Press => press(Press::Down),
         Action::Release => press(Press::Up),
         Action::Unspecified | Action::Tap => {
             press(Press::Down)?;
-            press(Press::Up)
+            let held = if hold.is_zero() { Ok(()) } else { cancel.sleep(hold) };
+            // It comes up again whatever happened.
+            press(Press::Up).and(held)
         }
     }
 }
@@ -274,22 +310,40 @@ fn holding(input: &mut dyn Input, keys: &[String], work: impl FnOnce(&mut dyn In
     result
 }
 
-/// Moves in small steps along a straight line.
-fn glide(input: &mut dyn Input, to: (i32, i32), over: Duration, cancel: &Cancel) -> Outcome {
+/// Moves along a way from where the pointer is, in small steps of one speed; at once where there is no time for it.
+fn glide(input: &mut dyn Input, way: &[(i32, i32)], over: Duration, cancel: &Cancel) -> Outcome {
     if over.is_zero() {
-        return input.move_to(to.0, to.1);
+        return way.iter().try_for_each(|to| input.move_to(to.0, to.1));
     }
-    let from = input.pointer()?;
+    let way: Vec<_> = std::iter::once(input.pointer()?).chain(way.iter().copied()).collect();
     let start = Instant::now();
     loop {
         let done = start.elapsed().as_secs_f64() / over.as_secs_f64();
-        if done >= 1.0 {
-            return input.move_to(to.0, to.1);
-        }
-        let (x, y) = between(from, to, done);
+        let (x, y) = along(&way, done.min(1.0));
         input.move_to(x, y)?;
+        if done >= 1.0 {
+            return Ok(());
+        }
         cancel.sleep(STEP.min(over.saturating_sub(start.elapsed())))?;
     }
+}
+
+/// The point at a part of a way's length.
+fn along(way: &[(i32, i32)], part: f64) -> (i32, i32) {
+    let length = |a: (i32, i32), b: (i32, i32)| {
+        (f64::from(b.0) - f64::from(a.0)).hypot(f64::from(b.1) - f64::from(a.1))
+    };
+    let all: f64 = way.windows(2).map(|leg| length(leg[0], leg[1])).sum();
+    let mut left = all * part;
+    // Exactly the last one at the end, whatever rounding has left.
+    for leg in way.windows(2).filter(|_| part < 1.0) {
+        let long = length(leg[0], leg[1]);
+        if left <= long && long > 0.0 {
+            return between(leg[0], leg[1], left / long);
+        }
+        left -= long;
+    }
+    way.last().copied().unwrap_or_default()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "lies between two i32")]
@@ -299,18 +353,16 @@ fn between(from: (i32, i32), to: (i32, i32), done: f64) -> (i32, i32) {
 }
 
 fn drag_along(input: &mut dyn Input, path: &[pb::Point], over: Duration, cancel: &Cancel) -> Outcome {
-    let legs = u32::try_from(path.len()).unwrap_or(1).max(1);
+    if !over.is_zero() {
+        let way: Vec<_> = path.iter().map(|p| (p.x, p.y)).collect();
+        return glide(input, &way, over, cancel);
+    }
     for point in path {
-        let to = (point.x, point.y);
-        if over.is_zero() {
-            let from = input.pointer()?;
-            for step in 1..=DRAG_STEPS {
-                let (x, y) = between(from, to, f64::from(step) / f64::from(DRAG_STEPS));
-                cancel.sleep(DRAG_STEP)?;
-                input.move_to(x, y)?;
-            }
-        } else {
-            glide(input, to, over / legs, cancel)?;
+        let (from, to) = (input.pointer()?, (point.x, point.y));
+        for step in 1..=DRAG_STEPS {
+            let (x, y) = between(from, to, f64::from(step) / f64::from(DRAG_STEPS));
+            cancel.sleep(DRAG_STEP)?;
+            input.move_to(x, y)?;
         }
     }
     Ok(())

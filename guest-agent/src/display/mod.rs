@@ -26,7 +26,7 @@ pub use input::{Cancel, InputThread};
 pub use pack::Packer;
 pub use rect::{Rect, simplify};
 pub use service::DisplaySession;
-pub use settle::Watch;
+pub use settle::{Interest, PixelColour, Wait, Watch};
 pub use tiles::Tiles;
 
 /// Why the display could not do something.
@@ -83,11 +83,15 @@ pub trait Screen: Send + Sync + 'static {
     /// Reads pixels; asks the display server for pending changes first, so that the answer is never stale.
     async fn capture(&self, spec: CaptureSpec) -> Result<Frame, DisplayError>;
 
-    /// Starts watching for changes outside `ignore`. Whatever changed before this returned is not reported.
-    async fn watch(&self, ignore: Vec<Rect>) -> Result<Arc<Watch>, DisplayError>;
+    /// Starts watching for changes. Whatever changed before this returned is not reported.
+    async fn watch(&self, interest: Interest) -> Result<Arc<Watch>, DisplayError>;
 
     /// Hands every change that has happened so far to the watches; gives the screen's sequence.
     async fn flush(&self) -> Result<u64, DisplayError>;
+
+    /// The pixels of some areas as they are now: rows top to bottom, 4 bytes each (blue, green, red, unused). Of an area that
+    /// is not wholly on the screen those that are.
+    async fn read(&self, areas: Vec<Rect>) -> Result<Vec<Vec<u8>>, DisplayError>;
 }
 
 /// What pressing means.
@@ -119,6 +123,23 @@ pub enum InputError {
     Cancelled,
 }
 
+/// What a notch is in pixels where there are only notches: what Chromium scrolls by for one on X11.
+pub const NOTCH_PIXELS: i32 = 53;
+
+/// Whole notches for so many pixels (50000 at most), half a notch or more counting as one.
+fn notches_for(pixels: i32) -> i32 {
+    (pixels.abs() + NOTCH_PIXELS / 2) / NOTCH_PIXELS * pixels.signum()
+}
+
+/// What came of scrolling by pixels, right and down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scrolled {
+    /// Notches that the wheel was turned by.
+    pub notches: (i32, i32),
+    /// Pixels, those of notches included.
+    pub pixels: (i32, i32),
+}
+
 /// What [`Input::probe`] found.
 #[derive(Clone, Copy, Debug)]
 pub struct Probed {
@@ -147,6 +168,12 @@ pub trait Input: Send + 'static {
     fn button(&mut self, button: pb::MouseButton, press: Press) -> Result<(), InputError>;
     /// Turns the wheel by notches, right and down.
     fn scroll(&mut self, right: i32, down: i32) -> Result<(), InputError>;
+    /// Scrolls by pixels, right and down; says what was delivered. A platform that has only notches gives whole ones.
+    fn scroll_pixels(&mut self, right: i32, down: i32) -> Result<Scrolled, InputError> {
+        let notches = (notches_for(right), notches_for(down));
+        self.scroll(notches.0, notches.1)?;
+        Ok(Scrolled { notches, pixels: (notches.0 * NOTCH_PIXELS, notches.1 * NOTCH_PIXELS) })
+    }
     /// Presses or releases a key. In a chord a letter means its key, whatever its case.
     fn key(&mut self, name: &str, press: Press, in_chord: bool) -> Result<(), InputError>;
     /// Types text, so that the focused program receives exactly it.

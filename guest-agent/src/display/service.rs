@@ -6,7 +6,7 @@ use hvkube_proto::guest::v1 as pb;
 use hvkube_proto::guest::v1::display_service_server::DisplayService;
 use tonic::{Request, Response, Status};
 
-use super::{CaptureSpec, Desktop, InputError, Rect};
+use super::{CaptureSpec, Desktop, InputError, Interest, PixelColour, Rect, Wait};
 use crate::process::{Reply, duration};
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -15,6 +15,7 @@ const MAX_QUIET: Duration = Duration::from_secs(10);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_IGNORED: usize = 64;
+const MAX_CONDITIONS: usize = 16;
 const MAX_BATCH_ID: usize = 64;
 
 /// Serves one session; when the last clone is dropped, keys and buttons that the session holds come up.
@@ -49,7 +50,7 @@ impl DisplaySession {
 struct Settle {
     quiet: Duration,
     timeout: Duration,
-    ignore: Vec<Rect>,
+    interest: Interest,
 }
 
 impl Settle {
@@ -57,21 +58,46 @@ impl Settle {
         if request.ignore.len() > MAX_IGNORED {
             return Err(Status::invalid_argument(format!("ignore: more than {MAX_IGNORED} rectangles")));
         }
+        if request.regions.len() > MAX_CONDITIONS || request.pixels.len() > MAX_CONDITIONS {
+            let what = format!("regions, pixels: more than {MAX_CONDITIONS} of a kind");
+            return Err(Status::invalid_argument(what));
+        }
+        let conditional = !request.regions.is_empty() || !request.pixels.is_empty();
+        let default_quiet = if conditional { Duration::ZERO } else { DEFAULT_QUIET };
         let given = |field, value, max, default| {
             duration(field, value, max).map(|d: Duration| if d.is_zero() { default } else { d })
         };
-        let rect = |r: &pb::Rect| {
+        let rects = |field: &str, rects: &[pb::Rect]| {
             let fits = |at: u32, len: u32| len > 0 && at.checked_add(len).is_some();
-            if fits(r.x, r.width) && fits(r.y, r.height) {
-                Ok(Rect { x: r.x, y: r.y, width: r.width, height: r.height })
-            } else {
-                Err(Status::invalid_argument("ignore: holds an empty or overflowing rectangle"))
+            let rect = |r: &pb::Rect| {
+                if fits(r.x, r.width) && fits(r.y, r.height) {
+                    Ok(Rect { x: r.x, y: r.y, width: r.width, height: r.height })
+                } else {
+                    let what = format!("{field}: holds an empty or overflowing rectangle");
+                    Err(Status::invalid_argument(what))
+                }
+            };
+            rects.iter().map(rect).collect::<Result<_, _>>()
+        };
+        let pixel = |pixel: &pb::Pixel| {
+            let [0, red, green, blue] = pixel.rgb.to_be_bytes() else {
+                return Err(Status::invalid_argument("pixels: holds a colour over 0xffffff"));
+            };
+            let tolerance = u8::try_from(pixel.tolerance)
+                .map_err(|_| Status::invalid_argument("pixels: holds a tolerance over 255"))?;
+            if pixel.x == u32::MAX || pixel.y == u32::MAX {
+                return Err(Status::invalid_argument("pixels: holds an overflowing place"));
             }
+            Ok(PixelColour { x: pixel.x, y: pixel.y, rgb: [red, green, blue], tolerance })
         };
         Ok(Self {
-            quiet: given("quiet", request.quiet.as_ref(), MAX_QUIET, DEFAULT_QUIET)?,
+            quiet: given("quiet", request.quiet.as_ref(), MAX_QUIET, default_quiet)?,
             timeout: given("timeout", request.timeout.as_ref(), MAX_TIMEOUT, DEFAULT_TIMEOUT)?,
-            ignore: request.ignore.iter().map(rect).collect::<Result<_, _>>()?,
+            interest: Interest {
+                ignore: rects("ignore", &request.ignore)?,
+                regions: rects("regions", &request.regions)?,
+                pixels: request.pixels.iter().map(pixel).collect::<Result<_, _>>()?,
+            },
         })
     }
 }
@@ -129,11 +155,11 @@ impl DisplayService for DisplaySession {
         };
         let settle = Settle::parse(&settle)?;
         // Watching begins before the input, or a quick answer of the screen would be missed.
-        let watch = self.desktop().screen.watch(settle.ignore).await?;
+        let screen = &*self.desktop().screen;
+        let wait = Wait::begin(screen, settle.interest).await?;
         let mut outcome = self.desktop().input.batch(request).await?;
         if outcome.failure.is_none() {
-            let screen = &*self.desktop().screen;
-            outcome.settle = Some(watch.settle(screen, settle.quiet, settle.timeout).await?);
+            outcome.settle = Some(wait.end(screen, settle.quiet, settle.timeout).await?);
         }
         Ok(Response::new(outcome))
     }
@@ -143,8 +169,8 @@ impl DisplayService for DisplaySession {
         request: Request<pb::SettleRequest>,
     ) -> Result<Response<pb::SettleResponse>, Status> {
         let settle = Settle::parse(request.get_ref())?;
-        let watch = self.desktop().screen.watch(settle.ignore).await?;
-        let settled = watch.settle(&*self.desktop().screen, settle.quiet, settle.timeout).await?;
-        Ok(Response::new(settled))
+        let screen = &*self.desktop().screen;
+        let wait = Wait::begin(screen, settle.interest).await?;
+        Ok(Response::new(wait.end(screen, settle.quiet, settle.timeout).await?))
     }
 }

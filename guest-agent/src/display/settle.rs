@@ -1,11 +1,14 @@
-//! Waiting until the screen is quiet.
+//! Waiting until the screen is quiet, or until something on it is met.
 //!
-//! A [`Watch`] collects what the screen's thread records; the wait itself is a matter of time only. At the end of the quiet
-//! time the screen is asked once more, so that a change the display server has not told yet is not missed.
+//! A [`Watch`] collects what the screen's thread records; a [`Wait`] is a matter of time, and of looking at the pixels of its
+//! conditions whenever the watch was told that something was drawn there. At the end of the quiet time the screen is asked
+//! once more, so that a change the display server has not told yet is not missed.
 
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use hvkube_proto::guest::v1 as pb;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -15,11 +18,47 @@ use super::{DisplayError, Screen};
 
 const MAX_CHANGED: usize = 64;
 
+/// A pixel that shall have a colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PixelColour {
+    /// From the left edge.
+    pub x: u32,
+    /// From the top edge.
+    pub y: u32,
+    /// Red, green, blue.
+    pub rgb: [u8; 3],
+    /// How far each of them may be from it.
+    pub tolerance: u8,
+}
+
+impl PixelColour {
+    fn rect(&self) -> Rect {
+        Rect { x: self.x, y: self.y, width: 1, height: 1 }
+    }
+
+    /// Whether these are the bytes (blue, green, red, unused) of a pixel of this colour; no bytes are none.
+    fn is(&self, bgrx: &[u8]) -> bool {
+        let [blue, green, red, _] = bgrx else { return false };
+        [red, green, blue].iter().zip(self.rgb).all(|(seen, wanted)| seen.abs_diff(wanted) <= self.tolerance)
+    }
+}
+
+/// What a watch looks out for.
+#[derive(Clone, Debug, Default)]
+pub struct Interest {
+    /// Changes wholly inside one of these do not count.
+    pub ignore: Vec<Rect>,
+    /// Until one of these looks different.
+    pub regions: Vec<Rect>,
+    /// Until one of these has its colour.
+    pub pixels: Vec<PixelColour>,
+}
+
 /// What has changed on the screen since the watch began.
 #[derive(Debug)]
 pub struct Watch {
     began: Instant,
-    ignore: Vec<Rect>,
+    interest: Interest,
     changes: Mutex<Changes>,
     changed: Notify,
 }
@@ -28,13 +67,15 @@ pub struct Watch {
 struct Changes {
     last: Option<Instant>,
     rects: Vec<Rect>,
+    /// Something was drawn where a condition looks.
+    touched: bool,
 }
 
 impl Watch {
-    /// Begins now; changes wholly inside one of `ignore` do not count.
+    /// Begins now.
     #[must_use]
-    pub fn new(ignore: Vec<Rect>) -> Self {
-        Self { began: Instant::now(), ignore, changes: Mutex::default(), changed: Notify::new() }
+    pub fn new(interest: Interest) -> Self {
+        Self { began: Instant::now(), interest, changes: Mutex::default(), changed: Notify::new() }
     }
 
     fn changes(&self) -> MutexGuard<'_, Changes> {
@@ -44,133 +85,193 @@ impl Watch {
 
     /// Takes down what changed just now.
     pub fn record(&self, rects: &[Rect]) {
+        let Interest { ignore, regions, pixels } = &self.interest;
         let mut changes = self.changes();
         let before = changes.rects.len();
-        changes.rects.extend(rects.iter().filter(|r| !self.ignore.iter().any(|i| i.contains(r))));
-        if changes.rects.len() == before {
-            return;
+        changes.rects.extend(rects.iter().filter(|r| !ignore.iter().any(|i| i.contains(r))));
+        let counted = &changes.rects[before..];
+        let meets = |looked_at: Rect, drawn: &[Rect]| drawn.iter().any(|r| r.intersect(&looked_at).is_some());
+        // Who names a pixel means it, also where changes are ignored.
+        let touched = regions.iter().any(|region| meets(*region, counted))
+            || pixels.iter().any(|pixel| meets(pixel.rect(), rects));
+        changes.touched |= touched;
+        let changed = changes.rects.len() > before;
+        if changed {
+            if changes.rects.len() > MAX_CHANGED {
+                simplify(&mut changes.rects, MAX_CHANGED);
+            }
+            changes.last = Some(Instant::now());
         }
-        if changes.rects.len() > MAX_CHANGED {
-            simplify(&mut changes.rects, MAX_CHANGED);
-        }
-        changes.last = Some(Instant::now());
         drop(changes);
-        self.changed.notify_one();
+        if changed || touched {
+            self.changed.notify_one();
+        }
     }
 
-    /// Waits until nothing has changed for `quiet`, counted from now on, but no longer than `timeout`.
+    fn take_touched(&self) -> bool {
+        std::mem::take(&mut self.changes().touched)
+    }
+}
+
+/// A wait that has begun, and knows what the screen looked like then.
+#[derive(Debug)]
+pub struct Wait {
+    watch: Arc<Watch>,
+    /// Of the regions.
+    looks: Vec<u64>,
+    hasher: RandomState,
+}
+
+impl Wait {
+    /// Begins: what is drawn from now on counts.
     ///
     /// # Errors
     /// When the display goes away.
-    pub async fn settle(
-        self: Arc<Self>,
+    pub async fn begin(screen: &dyn Screen, interest: Interest) -> Result<Self, DisplayError> {
+        let regions = interest.regions.clone();
+        let watch = screen.watch(interest).await?;
+        let mut wait = Self { watch, looks: Vec::new(), hasher: RandomState::default() };
+        if !regions.is_empty() {
+            let pixels = screen.read(regions).await?;
+            wait.looks = wait.looks(pixels);
+        }
+        Ok(wait)
+    }
+
+    /// Waits for the first condition to be met, if there are any, and then until nothing has changed for `quiet`, counted
+    /// from then on, but no longer than `timeout` in all.
+    ///
+    /// # Errors
+    /// When the display goes away.
+    pub async fn end(
+        self,
         screen: &dyn Screen,
         quiet: Duration,
         timeout: Duration,
     ) -> Result<pb::SettleResponse, DisplayError> {
         let start = Instant::now();
         let deadline = start + timeout;
-        let (sequence, timed_out) = loop {
-            let last = self.changes().last;
+        let Interest { regions, pixels, .. } = &self.watch.interest;
+        let conditional = !regions.is_empty() || !pixels.is_empty();
+        let met = if conditional { self.meet(screen, deadline).await? } else { None };
+        let mut answer = if conditional && met.is_none() {
+            pb::SettleResponse { timed_out: true, sequence: screen.flush().await?, ..Default::default() }
+        } else {
+            self.settle(screen, quiet, deadline).await?
+        };
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        match met {
+            Some(Met { condition, index, at }) => {
+                answer.set_met(condition);
+                answer.met_index = u32::try_from(index).unwrap_or(u32::MAX);
+                answer.met_after_micros = micros(at.saturating_duration_since(start));
+            }
+            None if !answer.timed_out => answer.set_met(pb::Condition::Quiet),
+            None => {}
+        }
+        let mut changes = self.watch.changes();
+        simplify(&mut changes.rects, MAX_CHANGED);
+        let began = self.watch.began;
+        let after = changes.last.map_or(Duration::ZERO, |last| last.saturating_duration_since(began));
+        answer.settled_after_micros = micros(after);
+        answer.changed = changes.rects.drain(..).map(Into::into).collect();
+        Ok(answer)
+    }
+
+    /// Waits until a condition is met.
+    async fn meet(&self, screen: &dyn Screen, deadline: Instant) -> Result<Option<Met>, DisplayError> {
+        // The first look is for what is so from the start.
+        let mut look = true;
+        loop {
+            if look || self.watch.take_touched() {
+                look = false;
+                if let Some(met) = self.look(screen).await? {
+                    return Ok(Some(met));
+                }
+                continue;
+            }
+            if Instant::now() >= deadline {
+                // What has been drawn and not been told yet counts too.
+                return self.look(screen).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => {}
+                () = self.watch.changed.notified() => {}
+            }
+        }
+    }
+
+    /// The condition that the screen meets now, pixels first: they say what is looked for.
+    async fn look(&self, screen: &dyn Screen) -> Result<Option<Met>, DisplayError> {
+        let Interest { regions, pixels, .. } = &self.watch.interest;
+        let areas = pixels.iter().map(PixelColour::rect).chain(regions.iter().copied()).collect();
+        let mut seen = screen.read(areas).await?;
+        let at = Instant::now();
+        let rest = seen.split_off(pixels.len().min(seen.len()));
+        if let Some(index) = pixels.iter().zip(&seen).position(|(wanted, seen)| wanted.is(seen)) {
+            return Ok(Some(Met { condition: pb::Condition::Pixel, index, at }));
+        }
+        let index = self.looks(rest).iter().zip(&self.looks).position(|(now, before)| now != before);
+        Ok(index.map(|index| Met { condition: pb::Condition::Region, index, at }))
+    }
+
+    /// Hashes of the regions' pixels, without those that are ignored.
+    fn looks(&self, pixels: Vec<Vec<u8>>) -> Vec<u64> {
+        let Interest { ignore, regions, .. } = &self.watch.interest;
+        let look = |(region, mut pixels): (&Rect, Vec<u8>)| {
+            for part in ignore.iter().filter_map(|ignored| ignored.intersect(region)) {
+                for y in part.y - region.y..part.y - region.y + part.height {
+                    let start = (y * region.width + part.x - region.x) as usize * 4;
+                    // A region that is cut by the screen's edge has fewer pixels, and other rows.
+                    if let Some(row) = pixels.get_mut(start..start + part.width as usize * 4) {
+                        row.fill(0);
+                    }
+                }
+            }
+            pixels.iter_mut().skip(3).step_by(4).for_each(|unused| *unused = 0);
+            let mut hasher = self.hasher.build_hasher();
+            hasher.write(&pixels);
+            hasher.finish()
+        };
+        regions.iter().zip(pixels).map(look).collect()
+    }
+
+    /// Waits until nothing has changed for `quiet`.
+    async fn settle(
+        &self,
+        screen: &dyn Screen,
+        quiet: Duration,
+        deadline: Instant,
+    ) -> Result<pb::SettleResponse, DisplayError> {
+        let start = Instant::now();
+        loop {
+            let last = self.watch.changes().last;
             let calm_at = last.map_or(start, |l| l.max(start)) + quiet;
             let now = Instant::now();
             if now >= calm_at || now >= deadline {
                 let sequence = screen.flush().await?;
-                let still = self.changes().last == last;
+                let still = self.watch.changes().last == last || quiet.is_zero();
                 if still || now >= deadline {
-                    break (sequence, now < calm_at || !still);
+                    let timed_out = now < calm_at || !still;
+                    return Ok(pb::SettleResponse { timed_out, sequence, ..Default::default() });
                 }
                 continue;
             }
             tokio::select! {
                 () = tokio::time::sleep_until(calm_at.min(deadline)) => {}
-                () = self.changed.notified() => {}
+                () = self.watch.changed.notified() => {}
             }
-        };
-        let mut changes = self.changes();
-        simplify(&mut changes.rects, MAX_CHANGED);
-        let after = changes.last.map_or(Duration::ZERO, |last| last.saturating_duration_since(self.began));
-        Ok(pb::SettleResponse {
-            timed_out,
-            settled_after_micros: u64::try_from(after.as_micros()).unwrap_or(u64::MAX),
-            changed: changes.rects.drain(..).map(Into::into).collect(),
-            sequence,
-        })
+        }
     }
+}
+
+/// A condition that was met.
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    condition: pb::Condition,
+    index: usize,
+    at: Instant,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::{CaptureSpec, Frame};
-    use super::*;
-
-    struct Still;
-
-    #[async_trait::async_trait]
-    impl Screen for Still {
-        async fn capture(&self, _spec: CaptureSpec) -> Result<Frame, DisplayError> {
-            Err(DisplayError::Busy)
-        }
-        async fn watch(&self, ignore: Vec<Rect>) -> Result<Arc<Watch>, DisplayError> {
-            Ok(Arc::new(Watch::new(ignore)))
-        }
-        async fn flush(&self) -> Result<u64, DisplayError> {
-            Ok(7)
-        }
-    }
-
-    const QUIET: Duration = Duration::from_millis(300);
-    const CARET: Rect = Rect { x: 10, y: 10, width: 2, height: 16 };
-    const WINDOW: Rect = Rect { x: 0, y: 0, width: 200, height: 100 };
-
-    async fn settle_while(watch: &Arc<Watch>, rect: Rect, every: Duration, times: u32) -> pb::SettleResponse {
-        let recorder = Arc::clone(watch);
-        let changes = async move {
-            for _ in 0..times {
-                tokio::time::sleep(every).await;
-                recorder.record(&[rect]);
-            }
-        };
-        let wait = Arc::clone(watch).settle(&Still, QUIET, Duration::from_secs(5));
-        tokio::select! {
-            biased;
-            done = wait => done.expect("settles"),
-            () = async { changes.await; std::future::pending().await } => unreachable!("never ends"),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn waits_for_the_last_change_and_reports_it() {
-        let watch = Arc::new(Watch::new(Vec::new()));
-        let start = Instant::now();
-        let done = settle_while(&watch, WINDOW, Duration::from_millis(200), 3).await;
-        assert!(!done.timed_out);
-        assert_eq!(done.settled_after_micros, 600_000);
-        assert_eq!(start.elapsed(), Duration::from_millis(900));
-        assert_eq!((done.changed.len(), done.sequence), (1, 7));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn ignored_changes_do_not_count_and_an_endless_one_times_out() {
-        let watch = Arc::new(Watch::new(vec![Rect { x: 8, y: 8, width: 20, height: 20 }]));
-        let done = settle_while(&watch, CARET, Duration::from_millis(100), u32::MAX).await;
-        assert_eq!((done.timed_out, done.settled_after_micros, done.changed.len()), (false, 0, 0));
-
-        let watch = Arc::new(Watch::new(Vec::new()));
-        let start = Instant::now();
-        let done = settle_while(&watch, CARET, Duration::from_millis(100), u32::MAX).await;
-        assert!(done.timed_out);
-        assert_eq!(start.elapsed(), Duration::from_secs(5));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_changed_before_the_wait_is_reported_but_quiet_counts_from_the_wait() {
-        let watch = Arc::new(Watch::new(Vec::new()));
-        watch.record(&[WINDOW]);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let start = Instant::now();
-        let done = Arc::clone(&watch).settle(&Still, QUIET, Duration::from_secs(5)).await.expect("settles");
-        assert_eq!((done.changed.len(), done.settled_after_micros), (1, 0));
-        assert_eq!(start.elapsed(), QUIET);
-    }
-}
+mod tests;

@@ -218,6 +218,12 @@ pub(super) fn picture(layout: &Layout, memory: &Memory) -> Vec<u8> {
     pixels(&layers(layout, memory), Rect { x: 0, y: 0, width, height })
 }
 
+/// The pixels of some parts of the screen.
+pub(super) fn areas(layout: &Layout, memory: &Memory, areas: &[Option<Rect>]) -> Vec<Vec<u8>> {
+    let layers = layers(layout, memory);
+    areas.iter().map(|area| area.map_or_else(Vec::new, |area| pixels(&layers, area))).collect()
+}
+
 /// What a host needs to bring these parts of its frame up to date.
 pub(super) fn parts(layout: &Layout, memory: &Memory, areas: &[Rect]) -> Vec<pb::FrameRect> {
     let layers = layers(layout, memory);

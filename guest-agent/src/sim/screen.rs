@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::computer::{Computer, Inner};
 use super::draw;
-use crate::display::{CaptureSpec, DisplayError, Frame, Rect, Screen, Watch, simplify};
+use crate::display::{CaptureSpec, DisplayError, Frame, Interest, Rect, Screen, Watch, simplify};
 
 const MAX_RECTS: usize = 16;
 
@@ -31,14 +31,22 @@ impl Screen for Computer {
         }
     }
 
-    async fn watch(&self, ignore: Vec<Rect>) -> Result<Arc<Watch>, DisplayError> {
-        let watch = Arc::new(Watch::new(ignore));
+    async fn watch(&self, interest: Interest) -> Result<Arc<Watch>, DisplayError> {
+        let watch = Arc::new(Watch::new(interest));
         self.lock().watch(&watch);
         Ok(watch)
     }
 
     async fn flush(&self) -> Result<u64, DisplayError> {
         Ok(self.lock().sequence)
+    }
+
+    async fn read(&self, areas: Vec<Rect>) -> Result<Vec<Vec<u8>>, DisplayError> {
+        let inner = self.lock();
+        let (width, height) = inner.layout.screen;
+        let screen = Rect { x: 0, y: 0, width, height };
+        let clipped: Vec<_> = areas.iter().map(|area| area.intersect(&screen)).collect();
+        Ok(draw::areas(&inner.layout, &inner.state.memory, &clipped))
     }
 }
 

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::convert::{input, process, screen};
 use super::fields;
 use super::guard::{Guard, ResponseStream};
+use super::input_stream;
 use crate::guest::GuestError;
 use crate::model::error::{Error, Reason, Result as DomainResult};
 use crate::model::input::InputEvent;
@@ -21,7 +22,7 @@ use crate::orchestrator::Orchestrator;
 /// For calls whose client set no deadline: longer than any single answer takes.
 const PICTURE: Duration = Duration::from_secs(60);
 /// The same for batches of input, which may be long texts.
-const INPUT: Duration = Duration::from_secs(600);
+pub(super) const INPUT: Duration = Duration::from_secs(600);
 /// The same for programs and files.
 const TRANSFER: Duration = Duration::from_secs(24 * 3600);
 
@@ -100,14 +101,14 @@ fn program_error(error: GuestError) -> Error {
 }
 
 /// A batch of input whose fields are right.
-struct Batch {
-    id: String,
-    events: Vec<InputEvent>,
-    frame: Option<Size>,
+pub(super) struct Batch {
+    pub(super) id: String,
+    pub(super) events: Vec<InputEvent>,
+    pub(super) frame: Option<Size>,
 }
 
 impl Batch {
-    fn of(id: &str, events: &[v1::InputEvent], frame: Option<v1::Size>) -> DomainResult<Self> {
+    pub(super) fn of(id: &str, events: &[v1::InputEvent], frame: Option<v1::Size>) -> DomainResult<Self> {
         let id = fields::uuid("batch_id", id)?.unwrap_or_else(Uuid::new_v4);
         Ok(Self { id: id.to_string(), events: input::events(events)?, frame: screen::frame_size(frame)? })
     }
@@ -164,6 +165,21 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let call = async { Ok(hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
         let done = guard.hold(call).await?;
         Ok(Response::new(screen::input_done(&done)))
+    }
+
+    async fn stream_input(
+        &self,
+        mut request: Request<Streaming<v1::StreamInputRequest>>,
+    ) -> Result<Response<v1::StreamInputResponse>, Status> {
+        let Some(first) = request.get_mut().message().await? else {
+            return Err(Error::field("messages[0].target", "is required in the first message").into());
+        };
+        let (metadata, extensions, messages) = request.into_parts();
+        let request = Request::from_parts(metadata, extensions, ());
+        let target = fields::target("messages[0].target", &first.target)?;
+        let guard = Guard::new(&self.orchestrator, &request, &target).await?;
+        self.orchestrator.may_drive(&target)?;
+        Ok(Response::new(input_stream::run(guard, first, messages).await?))
     }
 
     async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {

@@ -15,6 +15,7 @@ mod fields;
 mod guard;
 mod health;
 mod host;
+mod input_stream;
 mod lease;
 mod operations;
 mod page;

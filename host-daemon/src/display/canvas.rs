@@ -61,7 +61,7 @@ impl Canvas {
             Self::Scaled { size, pixels } => cut(pixels, *size, area),
             Self::Part { shot, region, cursor } => {
                 let area = Rect { x: region.x + area.x, y: region.y + area.y, ..area };
-                let pixels = cut(&shot.pixels, shot.size, area);
+                let pixels = cut(shot.pixels.get(), shot.size, area);
                 match shot.cursor.as_ref().filter(|_| *cursor) {
                     Some(drawn)
                         if drawn.area(shot.size).is_some_and(|own| own.intersection(area).is_some()) =>

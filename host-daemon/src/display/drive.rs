@@ -8,10 +8,11 @@ use super::error::DisplayError;
 use super::hub::{Encoded, Hub, InputDone, Source};
 use super::options::ScreenshotOptions;
 use super::plane::Shot;
+use super::settle;
 use crate::guest::{GuestError, InputFailure, InputFailureReason, InputOutcome, Session};
 use crate::model::input::{InputEvent, SettleOptions, Settled};
 use crate::model::input_rules::{self, InputError, InputProblem};
-use crate::model::screen::{Rect, Size};
+use crate::model::screen::Size;
 
 /// What [`Hub::act`] did and saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Hub {
         let (input, settled) = self.input(batch_id, events, frame, Some(settle), deadline).await?;
         let settled = match settled {
             Some(settled) => settled,
-            // An outcome that was replayed, or the hypervisor's: the wait is still to do.
+            // An outcome that an older agent replayed: the wait is still to do.
             None => self.wait_for_settle(settle, frame, deadline).await?.settled,
         };
         let screenshot = self.screenshot(options, deadline).await?;
@@ -90,15 +91,30 @@ impl Hub {
     ) -> Result<Waited, DisplayError> {
         input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
         let Some(session) = self.session()? else {
-            let size = self.look_from_outside(deadline).await?.size;
-            let settle = fit(settle, frame, size, deadline);
-            let settled = self.settle_from_outside(&settle, deadline).await?;
+            let before = self.look_from_outside(deadline).await?;
+            let settle = settle::fit(settle, frame, before.size, deadline)?;
+            let settled = self.settle_from_outside(before, &settle, deadline).await?;
             return Ok(Waited { settled, source: Source::Hypervisor, epoch: 0 });
         };
         let size = self.frame_size(&session, deadline).await?;
-        let settle = fit(settle, frame, size, deadline);
-        let settled = inside(session.settle(&settle, deadline).await?, size);
+        let settle = settle::fit(settle, frame, size, deadline)?;
+        let settled = settle::inside(session.settle(&settle, deadline).await?, size);
         Ok(Waited { settled, source: Source::Agent, epoch: session.epoch() })
+    }
+
+    /// Releases every key and button that is held down, whoever pressed it: when its holder has left.
+    ///
+    /// # Errors
+    /// As [`Hub::send_input`]. Nothing that could hold a key is no error.
+    pub async fn release_input(&self, deadline: Instant) -> Result<(), DisplayError> {
+        self.release_from_outside(deadline).await?;
+        let Some(session) = self.session()? else { return Ok(()) };
+        let id = uuid::Uuid::new_v4().to_string();
+        let outcome = session.input(&id, &[InputEvent::ReleaseAll], None, deadline).await?;
+        match outcome.failure {
+            Some(failure) => Err(DisplayError::Guest(GuestError::Failed(failure.message))),
+            None => Ok(()),
+        }
     }
 
     async fn input(
@@ -122,22 +138,31 @@ impl Hub {
             });
         }
         let session = self.session()?;
-        let size = match &session {
-            Some(session) => self.frame_size(session, deadline).await?,
-            None => self.look_from_outside(deadline).await?.size,
+        let (size, before) = match &session {
+            Some(session) => (self.frame_size(session, deadline).await?, None),
+            None => {
+                let before = self.look_from_outside(deadline).await?;
+                (before.size, Some(before))
+            }
         };
         if let Some(frame) = frame.filter(|frame| *frame != size) {
             input_rules::scale(&mut events, frame, size)?;
         }
         input_rules::check(&mut events, size)?;
+        let settle = settle.map(|settle| settle::fit(settle, frame, size, deadline)).transpose()?;
         let Some(session) = session else {
             let done = self.input_from_outside(batch_id, &events, size, deadline).await?;
-            return Ok((done, None));
+            let settled = match (settle, before) {
+                (Some(settle), Some(before)) => {
+                    Some(self.settle_from_outside(before, &settle, deadline).await?)
+                }
+                _ => None,
+            };
+            return Ok((done, settled));
         };
         if session.is_closed() {
             return Err(DisplayError::NotConnected);
         }
-        let settle = settle.map(|settle| fit(settle, frame, size, deadline));
         let outcome = match session.input(batch_id, &events, settle.as_ref(), deadline).await {
             Ok(outcome) => outcome,
             Err(source) if source.outcome_unknown() => {
@@ -153,10 +178,11 @@ impl Hub {
             completed: outcome.completed,
             epoch: session.epoch(),
             scrolled: outcome.scrolled,
+            scrolled_pixels: outcome.scrolled_pixels,
             replayed: outcome.replayed,
             source: Source::Agent,
         };
-        Ok((done, outcome.settled.map(|settled| inside(settled, size))))
+        Ok((done, outcome.settled.map(|settled| settle::inside(settled, size))))
     }
 
     /// Size of the real frame: as last captured in this session, else asked for.
@@ -187,29 +213,6 @@ impl Hub {
     fn forget_size(&self) {
         *self.0.probed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
-}
-
-/// A wait in the real frame's pixels that ends before the caller's deadline.
-fn fit(settle: &SettleOptions, frame: Option<Size>, size: Size, deadline: Instant) -> SettleOptions {
-    let left = deadline.saturating_duration_since(Instant::now());
-    // A tenth, a second at most, is left for the answer and a picture.
-    let left = left.saturating_sub((left / 10).min(std::time::Duration::from_secs(1)));
-    let whole = Rect::whole(size);
-    let ignore = settle.ignore.iter().filter_map(|rect| {
-        let rect = match frame {
-            Some(frame) if frame != size => input_rules::scale_rect(*rect, frame, size),
-            _ => *rect,
-        };
-        rect.intersection(whole)
-    });
-    SettleOptions { quiet: settle.quiet, timeout: settle.timeout.min(left), ignore: ignore.collect() }
-}
-
-/// What a guest says changed, cut to the frame.
-fn inside(mut settled: Settled, size: Size) -> Settled {
-    settled.changed =
-        settled.changed.iter().filter_map(|rect| rect.intersection(Rect::whole(size))).collect();
-    settled
 }
 
 /// The agent's refusal in the terms of the batch.

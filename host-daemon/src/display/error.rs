@@ -4,7 +4,7 @@ use crate::guest::GuestError;
 use crate::hypervisor::HvError;
 use crate::model::error::{Error, Reason};
 use crate::model::input_rules::InputError;
-use crate::model::screen::{Rect, Size};
+use crate::model::screen::{Point, Rect, Size};
 
 /// Why a picture or an input failed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,16 @@ pub enum DisplayError {
     RegionOutOfFrame {
         /// The region.
         region: Rect,
+        /// The frame.
+        size: Size,
+    },
+    /// A condition of a wait that does not lie in the frame.
+    #[error("{field}: ({}, {}) lies outside the frame of {}x{}", at.x, at.y, size.width, size.height)]
+    ConditionOutOfFrame {
+        /// Which, as in `settle.pixels[0].at`.
+        field: String,
+        /// Its point, or the region's first.
+        at: Point,
         /// The frame.
         size: Size,
     },
@@ -102,6 +112,12 @@ impl From<DisplayError> for Error {
                 .with("frame_width", size.width)
                 .with("frame_height", size.height)
                 .violation("options.region", message),
+            DisplayError::ConditionOutOfFrame { field, at, size } => Self::new(Reason::OutOfFrame, message)
+                .with("x", at.x)
+                .with("y", at.y)
+                .with("frame_width", size.width)
+                .with("frame_height", size.height)
+                .violation(field, format!("lies outside the frame of {}x{}", size.width, size.height)),
             DisplayError::TooLarge { bytes, max } => {
                 Self::new(Reason::ScreenshotTooLarge, message).with("bytes", bytes).with("max_bytes", max)
             }

@@ -8,8 +8,8 @@ use super::error::DisplayError;
 use super::hub::{Hub, InputDone, Source};
 use super::plane::Shot;
 use crate::guest::GuestError;
-use crate::model::input::{InputEvent, RawInput, SettleOptions, Settled};
-use crate::model::input_rules::{self, RawStep};
+use crate::model::input::{InputEvent, RawInput};
+use crate::model::input_rules::{self, Held, RawStep};
 use crate::model::screen::{Frame, Point, Size};
 
 /// Time between two looks at a screen that says nothing of its changes.
@@ -18,22 +18,23 @@ pub(super) const POLL: Duration = Duration::from_millis(200);
 const REMEMBERED: usize = 256;
 
 impl Hub {
-    async fn outside_frame(&self, deadline: Instant) -> Result<Frame, DisplayError> {
+    pub(super) async fn outside_frame(&self, deadline: Instant) -> Result<Frame, DisplayError> {
         if !self.0.hv.capabilities().display {
             return Err(DisplayError::NotConnected);
         }
-        timeout_at(deadline, self.0.hv.screenshot(&self.0.vm))
+        let frame = timeout_at(deadline, self.0.hv.screenshot(&self.0.vm))
             .await
             .map_err(|_| DisplayError::Timeout("hypervisor's screenshot"))?
-            .map_err(DisplayError::Hypervisor)
+            .map_err(DisplayError::Hypervisor)?;
+        if !frame.size.is_legal() || frame.pixels.len() != frame.size.frame_bytes() {
+            return Err(DisplayError::Encode(format!("the hypervisor gave a {frame:?} of another size")));
+        }
+        Ok(frame)
     }
 
     /// The screen as the hypervisor shows it; it has no cursor of its own to leave out.
     pub(super) async fn look_from_outside(&self, deadline: Instant) -> Result<Shot, DisplayError> {
         let frame = self.outside_frame(deadline).await?;
-        if !frame.size.is_legal() || frame.pixels.len() != frame.size.frame_bytes() {
-            return Err(DisplayError::Encode(format!("the hypervisor gave a {frame:?} of another size")));
-        }
         let view = &self.0.view;
         view.plane.send_modify(|plane| {
             plane.replace(frame.size, frame.pixels.into());
@@ -57,29 +58,31 @@ impl Hub {
         }
         let mut held = keyboard.held.clone();
         let mut lowered = Vec::with_capacity(events.len());
-        let mut scrolled = Point::default();
+        let (mut scrolled, mut scrolled_pixels) = (Point::default(), Point::default());
         for (index, event) in events.iter().enumerate() {
             lowered.push(input_rules::to_raw(event, index, size, &mut held)?);
-            if let InputEvent::Scroll { delta_x, delta_y, .. } = event {
-                scrolled = Point { x: scrolled.x + delta_x, y: scrolled.y + delta_y };
+            if let InputEvent::Scroll { delta_x, delta_y, pixels, .. } = event {
+                let (x, y) = (input_rules::notches(pixels.x), input_rules::notches(pixels.y));
+                scrolled = Point { x: scrolled.x + delta_x + x, y: scrolled.y + delta_y + y };
+                let pixel = input_rules::NOTCH_PIXELS;
+                scrolled_pixels =
+                    Point { x: scrolled_pixels.x + x * pixel, y: scrolled_pixels.y + y * pixel };
             }
         }
         for (done, steps) in lowered.into_iter().enumerate() {
             let completed = u32::try_from(done).unwrap_or(u32::MAX);
-            let result = timeout_at(deadline, self.steps(&steps, size)).await;
+            let result = timeout_at(deadline, self.steps(&steps, size, &mut keyboard.held)).await;
             let failed = match result {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) if done == 0 => return Err(error),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "it took too long".to_owned(),
             };
-            // Whatever was pressed on the way stays known as pressed, so that it can be released.
-            keyboard.held = held;
             return Err(DisplayError::OutcomeUnknown { completed, source: GuestError::Lost(failed) });
         }
-        keyboard.held = held;
         let completed = u32::try_from(events.len()).unwrap_or(u32::MAX);
-        let done = InputDone { completed, epoch: 0, scrolled, replayed: false, source: Source::Hypervisor };
+        let source = Source::Hypervisor;
+        let done = InputDone { completed, epoch: 0, scrolled, scrolled_pixels, replayed: false, source };
         if keyboard.done.len() == REMEMBERED {
             keyboard.done.pop_front();
         }
@@ -87,76 +90,47 @@ impl Hub {
         Ok(done)
     }
 
-    async fn steps(&self, steps: &[RawStep], size: Size) -> Result<(), DisplayError> {
+    /// Releases what the hypervisor's keyboard and mouse hold down, if anything.
+    pub(super) async fn release_from_outside(&self, deadline: Instant) -> Result<(), DisplayError> {
+        let mut keyboard = timeout_at(deadline, self.0.fallback.lock())
+            .await
+            .map_err(|_| DisplayError::Timeout("hypervisor's input"))?;
+        if !keyboard.held.any() {
+            return Ok(());
+        }
+        let size = self.outside_frame(deadline).await?.size;
+        let mut held = keyboard.held.clone();
+        let steps = input_rules::to_raw(&InputEvent::ReleaseAll, 0, size, &mut held)?;
+        timeout_at(deadline, self.steps(&steps, size, &mut keyboard.held))
+            .await
+            .map_err(|_| DisplayError::Timeout("hypervisor's input"))?
+    }
+
+    /// Does steps, and takes down what they hold as it is done: also a caller that goes away in the middle leaves behind what
+    /// has to be released.
+    async fn steps(&self, steps: &[RawStep], size: Size, held: &mut Held) -> Result<(), DisplayError> {
         let mut together: Vec<RawInput> = Vec::new();
         for step in steps {
             match step {
                 RawStep::Do(input) => together.push(input.clone()),
                 RawStep::Wait(time) => {
-                    self.raw(&mut together, size).await?;
+                    self.raw(&mut together, size, held).await?;
                     sleep(*time).await;
                 }
             }
         }
-        self.raw(&mut together, size).await
+        self.raw(&mut together, size, held).await
     }
 
-    async fn raw(&self, inputs: &mut Vec<RawInput>, size: Size) -> Result<(), DisplayError> {
+    async fn raw(&self, inputs: &mut Vec<RawInput>, size: Size, held: &mut Held) -> Result<(), DisplayError> {
         if inputs.is_empty() {
             return Ok(());
         }
         let inputs = std::mem::take(inputs);
-        self.0.hv.input(&self.0.vm, size, &inputs).await.map_err(DisplayError::Hypervisor)
+        // What goes down counts before it is sent, what comes up only afterwards.
+        inputs.iter().filter(|input| input.is_press()).for_each(|input| held.note(input));
+        self.0.hv.input(&self.0.vm, size, &inputs).await.map_err(DisplayError::Hypervisor)?;
+        inputs.iter().for_each(|input| held.note(input));
+        Ok(())
     }
-
-    /// Compares frames until they stay the same. `ignore` can't be honoured exactly without the guest's damage: those
-    /// areas are left out of the comparison.
-    pub(super) async fn settle_from_outside(
-        &self,
-        options: &SettleOptions,
-        deadline: Instant,
-    ) -> Result<Settled, DisplayError> {
-        let started = Instant::now();
-        let give_up = deadline.min(started + options.timeout);
-        let mut settled = Settled::default();
-        let mut before = self.outside_frame(deadline).await?;
-        let mut last_change = started;
-        loop {
-            let quiet = last_change.elapsed();
-            if quiet >= options.quiet {
-                return Ok(settled);
-            }
-            if Instant::now() >= give_up {
-                settled.timed_out = true;
-                return Ok(settled);
-            }
-            sleep(POLL.min(options.quiet - quiet).min(give_up.saturating_duration_since(Instant::now())))
-                .await;
-            let now = self.outside_frame(deadline).await?;
-            if differ(&before, &now, options) {
-                last_change = Instant::now();
-                settled.settled_after = last_change - started;
-                settled.changed = vec![crate::model::screen::Rect::whole(now.size)];
-            }
-            before = now;
-        }
-    }
-}
-
-fn differ(a: &Frame, b: &Frame, options: &SettleOptions) -> bool {
-    if a.size != b.size {
-        return true;
-    }
-    if a.pixels == b.pixels {
-        return false;
-    }
-    let width = a.size.width as usize;
-    a.pixels.chunks_exact(4).zip(b.pixels.chunks_exact(4)).enumerate().any(|(n, (a, b))| {
-        let (x, y) = (n % width, n / width);
-        a[..3] != b[..3]
-            && !options.ignore.iter().any(|r| {
-                (r.x as usize..(r.x + r.width) as usize).contains(&x)
-                    && (r.y as usize..(r.y + r.height) as usize).contains(&y)
-            })
-    })
 }

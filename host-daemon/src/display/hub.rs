@@ -89,6 +89,8 @@ pub struct InputDone {
     pub epoch: u64,
     /// Notches that scroll events delivered, summed; right and down are positive.
     pub scrolled: Point,
+    /// Pixels that scroll events asked for and that were delivered, as such or as notches, summed.
+    pub scrolled_pixels: Point,
     /// The outcome is that of an earlier call with this batch id.
     pub replayed: bool,
     /// What did them.

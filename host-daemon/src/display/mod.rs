@@ -26,8 +26,10 @@ mod fallback;
 mod hub;
 mod jpeg;
 mod options;
+mod pixels;
 mod plane;
 mod pump;
+mod settle;
 mod stream;
 
 pub use drive::{Acted, Waited};

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::hub::Source;
-use crate::guest::{Captured, CursorSeen, Fill, GuestError, Have, Patch};
+use super::pixels::Pixels;
+use crate::guest::{Captured, CursorSeen, GuestError, Have};
 use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 /// States of the screen whose changed rectangles are remembered. A subscriber that is further behind is told that all
@@ -27,7 +28,7 @@ pub(super) struct Shot {
     pub(super) pointer: Option<Point>,
     pub(super) cursor: Option<CursorAt>,
     pub(super) size: Size,
-    pub(super) pixels: Arc<Vec<u8>>,
+    pub(super) pixels: Arc<Pixels>,
 }
 
 /// The cursor as last asked for.
@@ -169,8 +170,7 @@ impl Plane {
                     Vec::new()
                 } else {
                     // The copy is made only while an encoder still holds the state before.
-                    let pixels = Arc::make_mut(&mut shot.pixels);
-                    captured.patches.iter().for_each(|patch| draw(pixels, captured.size, patch));
+                    Arc::make_mut(&mut shot.pixels).draw(&captured.patches);
                     self.have.answer = captured.answer;
                     if captured.full {
                         whole
@@ -183,8 +183,6 @@ impl Plane {
                 return Err(GuestError::Protocol("a difference to a frame of another size".to_owned()));
             }
             shot => {
-                let mut pixels = vec![0; captured.size.frame_bytes()];
-                captured.patches.iter().for_each(|patch| draw(&mut pixels, captured.size, patch));
                 // The cursor's shape is still the same in a session.
                 let cursor = shot.take().filter(|_| have.sequence != 0).and_then(|shot| shot.cursor);
                 *shot = Some(Shot {
@@ -195,7 +193,7 @@ impl Plane {
                     pointer: Some(captured.pointer),
                     cursor,
                     size: captured.size,
-                    pixels: Arc::new(pixels),
+                    pixels: Arc::new(Pixels::new(captured.size, &captured.patches)),
                 });
                 self.have = Have { answer: captured.answer, ..have };
                 // Steps of another session or size say nothing about this one.
@@ -236,7 +234,7 @@ impl Plane {
         self.confirmed = Some(Instant::now());
         let before = match &mut self.shot {
             Some(shot) if shot.source == Source::Hypervisor => {
-                if shot.size == size && *shot.pixels == pixels {
+                if shot.size == size && shot.pixels.get() == pixels {
                     shot.captured_at = now;
                     return false;
                 }
@@ -252,7 +250,7 @@ impl Plane {
             pointer: None,
             cursor: None,
             size,
-            pixels: Arc::new(pixels),
+            pixels: Arc::new(Pixels::drawn(size, pixels)),
         });
         self.log.clear();
         self.remember(before + 1, vec![Rect::whole(size)], Vec::new());
@@ -324,32 +322,12 @@ fn around(a: Rect, b: Rect) -> Rect {
     Rect { x, y, width: right - x, height: bottom - y }
 }
 
-/// Draws a patch, which lies inside the frame: the session has seen to that.
-fn draw(pixels: &mut [u8], size: Size, patch: &Patch) {
-    let Rect { x, y, width, height } = patch.area;
-    let stride = size.width as usize * 4;
-    let row_bytes = width as usize * 4;
-    for row in 0..height as usize {
-        let start = (y as usize + row) * stride + x as usize * 4;
-        let target = start..start + row_bytes;
-        match &patch.fill {
-            Fill::Pixels(source) => pixels[target].copy_from_slice(&source[row * row_bytes..][..row_bytes]),
-            Fill::Solid(pixel) => {
-                pixels[target].chunks_exact_mut(4).for_each(|to| to.copy_from_slice(pixel));
-            }
-            Fill::Copy { x, y } => {
-                let from = (*y as usize + row) * stride + *x as usize * 4;
-                pixels.copy_within(from..from + row_bytes, start);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::guest::{Fill, Patch};
 
     const SIZE: Size = Size { width: 4, height: 3 };
 
@@ -369,7 +347,7 @@ mod tests {
     }
 
     fn at(plane: &Plane, x: usize, y: usize) -> u8 {
-        plane.shot().expect("a frame").pixels[(y * 4 + x) * 4]
+        plane.shot().expect("a frame").pixels.get()[(y * 4 + x) * 4]
     }
 
     #[test]
@@ -475,7 +453,7 @@ mod tests {
         let dot = |x| Rect { x, y: 0, width: 1, height: 1 };
         assert_eq!(plane.changed_since(1, true), [dot(1), dot(2)]);
         assert_eq!(plane.changed_since(1, false), []);
-        let mut pixels = shot.pixels.to_vec();
+        let mut pixels = shot.pixels.get().to_vec();
         shot.cursor.as_ref().expect("a cursor").draw(SIZE, Rect::whole(SIZE), &mut pixels);
         assert_eq!(pixels[4..12], [0, 0, 0, 0, 200, 200, 200, 0]);
         // A host that forgot the shape asks for it again instead of drawing nothing for ever.

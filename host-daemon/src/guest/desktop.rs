@@ -69,7 +69,7 @@ impl Session {
         let answer =
             self.call("finish the input", deadline, client.input(request(message, deadline))).await?;
         let sent = u32::try_from(events.len()).unwrap_or(u32::MAX);
-        wire::outcome(answer.into_inner(), sent)
+        wire::outcome(answer.into_inner(), sent, settle)
     }
 
     /// Waits until the screen settles; a wait that times out is an answer.
@@ -80,7 +80,7 @@ impl Session {
         let mut client = self.calls().display();
         let call = client.settle(request(wire::settle(options), deadline));
         let answer = self.call("settle", deadline, call).await?.into_inner();
-        Ok(wire::settled(&answer))
+        wire::settled(&answer, options)
     }
 }
 

@@ -179,6 +179,8 @@ pub struct InputOutcome {
     pub failure: Option<InputFailure>,
     /// Notches that scroll events delivered, summed; right and down are positive.
     pub scrolled: Point,
+    /// Pixels that scroll events asked for and that were delivered, as such or as notches, summed.
+    pub scrolled_pixels: Point,
     /// The wait, where one was asked for and all events were done.
     pub settled: Option<Settled>,
     /// The outcome is that of an earlier call with this batch id.

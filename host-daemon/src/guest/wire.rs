@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::error::{GuestError, clip};
 use super::types::{Attached, FileInfo, Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome};
-use crate::model::input::{Action, InputEvent, MouseButton, SettleOptions, Settled};
+use crate::model::input::{Action, InputEvent, Met, MouseButton, PixelCondition, SettleOptions, Settled};
 use crate::model::screen::{Point, Rect, Size};
 
 const MAX_NAME: usize = 256;
@@ -96,22 +96,44 @@ pub(super) fn file_info(info: pb::FileInfo) -> FileInfo {
 }
 
 pub(super) fn settle(options: &SettleOptions) -> pb::SettleRequest {
+    let rects = |rects: &[Rect]| {
+        rects.iter().map(|r| pb::Rect { x: r.x, y: r.y, width: r.width, height: r.height }).collect()
+    };
+    // The daemon has seen to it that they lie in the frame.
+    let at = |side: i32| u32::try_from(side).unwrap_or_default();
+    let pixel = |wanted: &PixelCondition| {
+        let [red, green, blue] = wanted.rgb;
+        pb::Pixel {
+            x: at(wanted.at.x),
+            y: at(wanted.at.y),
+            rgb: u32::from_be_bytes([0, red, green, blue]),
+            tolerance: wanted.tolerance.into(),
+        }
+    };
     pb::SettleRequest {
-        quiet: Some(duration(options.quiet)),
+        quiet: some_duration(options.quiet),
         timeout: Some(duration(options.timeout)),
-        ignore: options
-            .ignore
-            .iter()
-            .map(|r| pb::Rect { x: r.x, y: r.y, width: r.width, height: r.height })
-            .collect(),
+        ignore: rects(&options.ignore),
+        regions: rects(&options.regions),
+        pixels: options.pixels.iter().map(pixel).collect(),
     }
 }
 
-pub(super) fn settled(answer: &pb::SettleResponse) -> Settled {
+/// `asked`: what was waited for; a guest can't have met anything else.
+pub(super) fn settled(answer: &pb::SettleResponse, asked: &SettleOptions) -> Result<Settled, GuestError> {
+    let index = usize::try_from(answer.met_index).unwrap_or(usize::MAX);
+    let met = match answer.met() {
+        pb::Condition::Unspecified => None,
+        pb::Condition::Quiet => Some(Met::Quiet),
+        pb::Condition::Region if index < asked.regions.len() => Some(Met::Region(index)),
+        pb::Condition::Pixel if index < asked.pixels.len() => Some(Met::Pixel(index)),
+        other => return Err(GuestError::Protocol(format!("a wait that met {other:?} {index}"))),
+    };
+    let time = |micros| Duration::from_micros(micros).min(SettleOptions::MAX_TIMEOUT);
     let largest = Size { width: Size::MAX_SIDE, height: Size::MAX_SIDE };
-    Settled {
+    Ok(Settled {
         timed_out: answer.timed_out,
-        settled_after: Duration::from_micros(answer.settled_after_micros).min(SettleOptions::MAX_TIMEOUT),
+        settled_after: time(answer.settled_after_micros),
         changed: answer
             .changed
             .iter()
@@ -120,10 +142,16 @@ pub(super) fn settled(answer: &pb::SettleResponse) -> Settled {
             .filter(|r| r.fits(largest))
             .collect(),
         sequence: answer.sequence,
-    }
+        met,
+        met_after: time(answer.met_after_micros),
+    })
 }
 
-pub(super) fn outcome(answer: pb::InputResponse, sent: u32) -> Result<InputOutcome, GuestError> {
+pub(super) fn outcome(
+    answer: pb::InputResponse,
+    sent: u32,
+    settle: Option<&SettleOptions>,
+) -> Result<InputOutcome, GuestError> {
     let failure = answer.failure.map(|failure| {
         use pb::InputFailureReason as R;
         let reason = match failure.reason() {
@@ -141,7 +169,8 @@ pub(super) fn outcome(answer: pb::InputResponse, sent: u32) -> Result<InputOutco
         completed: answer.completed,
         failure,
         scrolled: Point { x: answer.scrolled_x, y: answer.scrolled_y },
-        settled: answer.settle.as_ref().map(settled),
+        scrolled_pixels: Point { x: answer.scrolled_pixels_x, y: answer.scrolled_pixels_y },
+        settled: answer.settle.as_ref().zip(settle).map(|(wait, asked)| settled(wait, asked)).transpose()?,
         replayed: answer.replayed,
     })
 }
@@ -171,10 +200,11 @@ fn action(action: Action) -> i32 {
 pub(super) fn event(event: &InputEvent) -> pb::InputEvent {
     use pb::input_event::Event as E;
     let event = match event {
-        InputEvent::Move { to, relative, duration } => E::Move(pb::Move {
+        InputEvent::Move { to, relative, duration, via } => E::Move(pb::Move {
             to: Some(point(*to)),
             relative: *relative,
             duration: some_duration(*duration),
+            via: via.iter().copied().map(point).collect(),
         }),
         InputEvent::Button { button: b, action: a } => {
             E::Button(pb::Button { button: button(*b), action: action(*a) })
@@ -191,10 +221,16 @@ pub(super) fn event(event: &InputEvent) -> pb::InputEvent {
             duration: some_duration(*duration),
             modifiers: modifiers.clone(),
         }),
-        InputEvent::Scroll { at, delta_x, delta_y } => {
-            E::Scroll(pb::Scroll { at: at.map(point), delta_x: *delta_x, delta_y: *delta_y })
+        InputEvent::Scroll { at, delta_x, delta_y, pixels } => E::Scroll(pb::Scroll {
+            at: at.map(point),
+            delta_x: *delta_x,
+            delta_y: *delta_y,
+            pixels_x: pixels.x,
+            pixels_y: pixels.y,
+        }),
+        InputEvent::Key { key, action: a, hold } => {
+            E::Key(pb::Key { key: key.clone(), action: action(*a), hold: some_duration(*hold) })
         }
-        InputEvent::Key { key, action: a } => E::Key(pb::Key { key: key.clone(), action: action(*a) }),
         InputEvent::Chord { keys, hold } => {
             E::Chord(pb::Chord { keys: keys.clone(), hold: some_duration(*hold) })
         }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Why a string is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +31,8 @@ macro_rules! id {
         #[doc = concat!("Id of a ", $what, ".")]
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        // Ids go into many maps, rows and messages: a clone is a count, no allocation.
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks the shape.
@@ -40,7 +42,7 @@ macro_rules! id {
             pub fn new(value: impl Into<String>) -> Result<Self, InvalidId> {
                 let value = value.into();
                 check(&value)?;
-                Ok(Self(value))
+                Ok(Self(value.into()))
             }
 
             /// The bare id.
@@ -78,7 +80,7 @@ macro_rules! id {
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
 

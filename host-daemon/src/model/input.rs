@@ -31,6 +31,14 @@ pub enum RawInput {
     },
 }
 
+impl RawInput {
+    /// Whether something goes down and stays there.
+    #[must_use]
+    pub fn is_press(&self) -> bool {
+        matches!(self, Self::Button { down: true, .. } | Self::Key { down: true, .. })
+    }
+}
+
 /// A mouse button.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum MouseButton {
@@ -83,6 +91,8 @@ pub enum InputEvent {
         relative: bool,
         /// Time to take; zero: at once.
         duration: Duration,
+        /// Points to pass on the way.
+        via: Vec<Point>,
     },
     /// Press or release a button where the pointer is.
     Button {
@@ -121,6 +131,8 @@ pub enum InputEvent {
         delta_x: i32,
         /// Notches down; negative: up.
         delta_y: i32,
+        /// Pixels right and down on top of the notches.
+        pixels: Point,
     },
     /// Press, release or tap one key.
     Key {
@@ -128,6 +140,8 @@ pub enum InputEvent {
         key: String,
         /// What to do.
         action: Action,
+        /// How long a tap holds it.
+        hold: Duration,
     },
     /// Hold keys together, in this order, then release them in reverse.
     Chord {
@@ -154,7 +168,7 @@ impl InputEvent {
     #[must_use]
     pub fn place(&self) -> Option<Point> {
         match self {
-            Self::Move { to, relative: false, .. } => Some(*to),
+            Self::Move { to, relative: false, via, .. } => Some(*via.first().unwrap_or(to)),
             Self::Click { at, .. } | Self::Scroll { at, .. } => *at,
             Self::Drag { path, .. } => path.first().copied(),
             _ => None,
@@ -174,36 +188,88 @@ impl InputEvent {
     }
 }
 
-/// When a screen counts as settled.
+/// What to wait for: one of the conditions, where there are any, and then a quiet screen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettleOptions {
-    /// How long nothing may change; at most [`SettleOptions::MAX_QUIET`].
+    /// How long nothing may change; at most [`SettleOptions::MAX_QUIET`]. Zero, which is legal with conditions only: it
+    /// may go on changing.
     pub quiet: Duration,
     /// When to give up; at most [`SettleOptions::MAX_TIMEOUT`].
     pub timeout: Duration,
     /// Changes inside these do not count; at most [`SettleOptions::MAX_IGNORE`].
     pub ignore: Vec<Rect>,
+    /// Until a pixel in one of these is another than before; at most [`SettleOptions::MAX_CONDITIONS`].
+    pub regions: Vec<Rect>,
+    /// Until one of these has its colour; at most [`SettleOptions::MAX_CONDITIONS`].
+    pub pixels: Vec<PixelCondition>,
+}
+
+/// A pixel of a colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PixelCondition {
+    /// Where.
+    pub at: Point,
+    /// Red, green, blue.
+    pub rgb: [u8; 3],
+    /// How far each of them may be from it.
+    pub tolerance: u8,
+}
+
+impl PixelCondition {
+    /// Whether a pixel of a frame (blue, green, red) has the colour.
+    #[must_use]
+    pub fn is(&self, bgr: [u8; 3]) -> bool {
+        let [blue, green, red] = bgr;
+        [red, green, blue].iter().zip(self.rgb).all(|(seen, wanted)| seen.abs_diff(wanted) <= self.tolerance)
+    }
+}
+
+/// What a wait was met by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Met {
+    /// The screen was quiet.
+    Quiet,
+    /// This one of the regions changed.
+    Region(usize),
+    /// This one of the pixels had its colour.
+    Pixel(usize),
 }
 
 impl SettleOptions {
+    /// Quiet time where none is asked for.
+    pub const DEFAULT_QUIET: Duration = Duration::from_millis(300);
     /// Longest quiet time.
     pub const MAX_QUIET: Duration = Duration::from_secs(10);
     /// Longest wait.
     pub const MAX_TIMEOUT: Duration = Duration::from_secs(120);
     /// Most rectangles to ignore.
     pub const MAX_IGNORE: usize = 64;
+    /// Most regions, and most pixels.
+    pub const MAX_CONDITIONS: usize = 16;
+
+    /// Whether there are conditions, which are then what is waited for.
+    #[must_use]
+    pub fn is_conditional(&self) -> bool {
+        !self.regions.is_empty() || !self.pixels.is_empty()
+    }
 }
 
 impl Default for SettleOptions {
     fn default() -> Self {
-        Self { quiet: Duration::from_millis(300), timeout: Duration::from_secs(10), ignore: Vec::new() }
+        Self {
+            quiet: Self::DEFAULT_QUIET,
+            timeout: Duration::from_secs(10),
+            ignore: Vec::new(),
+            regions: Vec::new(),
+            pixels: Vec::new(),
+        }
     }
 }
 
-/// How a wait for a settled screen ended.
+/// How a wait ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settled {
-    /// The screen was still changing when the time was over.
+    /// The time was over before what was waited for.
     pub timed_out: bool,
     /// From the start to the last change that counted; zero when nothing changed.
     pub settled_after: Duration,
@@ -211,4 +277,8 @@ pub struct Settled {
     pub changed: Vec<Rect>,
     /// Number of the screen's state at the end.
     pub sequence: u64,
+    /// What was met: the first condition, also when the screen was not quiet after it in time.
+    pub met: Option<Met>,
+    /// From the start until a condition was met.
+    pub met_after: Duration,
 }

@@ -10,12 +10,16 @@ use crate::model::screen::{Point, Rect, Size};
 
 /// Most events of a batch.
 pub const MAX_EVENTS: usize = 1024;
-/// Most points of a drag.
+/// Most points of a drag, or of a move with what it passes.
 pub const MAX_PATH: usize = 1024;
 /// Most clicks of one event.
 pub const MAX_CLICKS: u32 = 10;
 /// Most notches of one scroll, either way.
 pub const MAX_NOTCHES: i32 = 1000;
+/// Most pixels of one scroll, either way: about as far as the notches.
+pub const MAX_SCROLL_PIXELS: i32 = 50_000;
+/// What a notch is in pixels where there are notches only: what Chromium scrolls by for one on X11.
+pub const NOTCH_PIXELS: i32 = 53;
 /// Most keys of a chord, or modifiers.
 pub const MAX_KEYS: usize = 8;
 /// Most bytes of text in a batch.
@@ -142,8 +146,12 @@ fn names(field: &'static str, keys: &mut [String]) -> Result<(), Wrong> {
 
 fn check_event(event: &mut InputEvent, size: Size, text_bytes: &mut usize) -> Result<(), Wrong> {
     match event {
-        InputEvent::Move { to, relative, duration } => {
+        InputEvent::Move { to, relative, duration, via } => {
+            if via.len() >= MAX_PATH {
+                return Err(illegal("move.via", format!("must have at most {} points", MAX_PATH - 1)));
+            }
             if !*relative {
+                via.iter().try_for_each(|point| inside("move.via", *point, size))?;
                 inside("move.to", *to, size)?;
             }
             within("move.duration", *duration, MAX_TIME)
@@ -166,18 +174,29 @@ fn check_event(event: &mut InputEvent, size: Size, text_bytes: &mut usize) -> Re
             within("drag.duration", *duration, MAX_TIME)?;
             names("drag.modifiers", modifiers)
         }
-        InputEvent::Scroll { at, delta_x, delta_y } => {
+        InputEvent::Scroll { at, delta_x, delta_y, pixels } => {
             if let Some(at) = at {
                 inside("scroll.at", *at, size)?;
             }
-            for (field, delta) in [("scroll.delta_x", *delta_x), ("scroll.delta_y", *delta_y)] {
-                if !(-MAX_NOTCHES..=MAX_NOTCHES).contains(&delta) {
-                    return Err(illegal(field, format!("must be -{MAX_NOTCHES} to {MAX_NOTCHES}")));
+            for (field, value, most) in [
+                ("scroll.delta_x", *delta_x, MAX_NOTCHES),
+                ("scroll.delta_y", *delta_y, MAX_NOTCHES),
+                ("scroll.pixels_x", pixels.x, MAX_SCROLL_PIXELS),
+                ("scroll.pixels_y", pixels.y, MAX_SCROLL_PIXELS),
+            ] {
+                if !(-most..=most).contains(&value) {
+                    return Err(illegal(field, format!("must be -{most} to {most}")));
                 }
             }
             Ok(())
         }
-        InputEvent::Key { key, .. } => name("key.key", key),
+        InputEvent::Key { key, action, hold } => {
+            if *action != Action::Tap && !hold.is_zero() {
+                return Err(illegal("key.hold", "is legal with a tap only"));
+            }
+            within("key.hold", *hold, MAX_TIME)?;
+            name("key.key", key)
+        }
         InputEvent::Chord { keys, hold } => {
             if keys.is_empty() {
                 return Err(illegal("chord.keys", "must name at least one key"));
@@ -207,7 +226,8 @@ fn check_event(event: &mut InputEvent, size: Size, text_bytes: &mut usize) -> Re
 /// # Errors
 /// A violation of a field under `settle`.
 pub fn check_settle(options: &SettleOptions) -> Result<(), Error> {
-    if options.quiet.is_zero() || options.quiet > SettleOptions::MAX_QUIET {
+    let needs_quiet = !options.is_conditional();
+    if (options.quiet.is_zero() && needs_quiet) || options.quiet > SettleOptions::MAX_QUIET {
         return Err(Error::field("settle.quiet", "must be more than 0 and at most 10 s"));
     }
     if options.timeout > SettleOptions::MAX_TIMEOUT {
@@ -215,6 +235,12 @@ pub fn check_settle(options: &SettleOptions) -> Result<(), Error> {
     }
     if options.ignore.len() > SettleOptions::MAX_IGNORE {
         return Err(Error::field("settle.ignore", "must be at most 64 rectangles"));
+    }
+    for (field, count) in [("settle.regions", options.regions.len()), ("settle.pixels", options.pixels.len())]
+    {
+        if count > SettleOptions::MAX_CONDITIONS {
+            return Err(Error::field(field, "must be at most 16"));
+        }
     }
     Ok(())
 }
@@ -264,13 +290,18 @@ pub fn scale(events: &mut [InputEvent], from: Size, to: Size) -> Result<(), Inpu
             Ok(())
         };
         match event {
-            InputEvent::Move { to: by, relative: true, .. } => {
-                *by = Point {
-                    x: scale_length(by.x, from.width, to.width),
-                    y: scale_length(by.y, from.height, to.height),
-                };
+            InputEvent::Move { to: by, relative: true, via, .. } => {
+                for by in via.iter_mut().chain([by]) {
+                    *by = Point {
+                        x: scale_length(by.x, from.width, to.width),
+                        y: scale_length(by.y, from.height, to.height),
+                    };
+                }
             }
-            InputEvent::Move { to, .. } => place("move.to", to)?,
+            InputEvent::Move { to, via, .. } => {
+                via.iter_mut().try_for_each(|point| place("move.via", point))?;
+                place("move.to", to)?;
+            }
             InputEvent::Click { at: Some(at), .. } => place("click.at", at)?,
             InputEvent::Scroll { at: Some(at), .. } => place("scroll.at", at)?,
             InputEvent::Drag { path, .. } => {
@@ -290,6 +321,34 @@ pub struct Held {
     buttons: Vec<MouseButton>,
 }
 
+impl Held {
+    /// Whether anything is held down.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !self.keys.is_empty() || !self.buttons.is_empty()
+    }
+
+    /// Takes down a step that is done.
+    pub fn note(&mut self, input: &RawInput) {
+        match input {
+            RawInput::Move(to) => self.pointer = Some(*to),
+            RawInput::Button { button, down } => {
+                self.buttons.retain(|held| held != button);
+                if *down {
+                    self.buttons.push(*button);
+                }
+            }
+            RawInput::Key { key, down } => {
+                self.keys.retain(|held| held != key);
+                if *down {
+                    self.keys.push(key.clone());
+                }
+            }
+            RawInput::Wheel(_) => {}
+        }
+    }
+}
+
 /// A step of a lowered batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RawStep {
@@ -299,10 +358,35 @@ pub enum RawStep {
     Wait(Duration),
 }
 
+/// Between two steps of a smooth move: each is a call of the hypervisor's.
+const GLIDE_STEP: Duration = Duration::from_millis(20);
 /// Time between the presses of two clicks that are one double click to every toolkit.
 const BETWEEN_CLICKS: Duration = Duration::from_millis(30);
 /// Time for programs to see the pointer at one point of a drag before it goes on.
 const DRAG_STEP: Duration = Duration::from_millis(15);
+
+/// Whole notches for so many pixels, half a notch or more counting as one.
+#[must_use]
+pub fn notches(pixels: i32) -> i32 {
+    (pixels.abs() + NOTCH_PIXELS / 2) / NOTCH_PIXELS * pixels.signum()
+}
+
+/// The point at a part of a way's length, 0 to 1.
+#[expect(clippy::cast_possible_truncation, reason = "lies between points of a frame")]
+fn on_the_way(way: &[Point], part: f64) -> Point {
+    let length = |a: Point, b: Point| f64::from(b.x - a.x).hypot(f64::from(b.y - a.y));
+    let mut left = way.windows(2).map(|leg| length(leg[0], leg[1])).sum::<f64>() * part;
+    for leg in way.windows(2) {
+        let (from, to) = (leg[0], leg[1]);
+        let long = length(from, to);
+        if left <= long && long > 0.0 {
+            let mix = |a: i32, b: i32| (f64::from(a) + f64::from(b - a) * left / long).round() as i32;
+            return Point { x: mix(from.x, to.x), y: mix(from.y, to.y) };
+        }
+        left -= long;
+    }
+    way.last().copied().unwrap_or_default()
+}
 
 /// Lowers one checked event to key and button steps; `index` is its place in the batch.
 ///
@@ -317,20 +401,22 @@ pub fn to_raw(
     let mut steps = Lowering { held, steps: Vec::new() };
     let needs_agent = |field, what| InputError { index, field, problem: InputProblem::NeedsAgent(what) };
     match event {
-        InputEvent::Move { to, relative, duration } => {
-            let to = if *relative {
-                let from =
-                    steps.held.pointer.ok_or_else(|| needs_agent("move.relative", "a relative move"))?;
+        InputEvent::Move { to, relative, duration, via } => {
+            let known = steps.held.pointer;
+            let mut way: Vec<Point> = via.iter().chain([to]).copied().collect();
+            if *relative {
+                let from = known.ok_or_else(|| needs_agent("move.relative", "a relative move"))?;
                 let clamp = |v: i32, side: u32| v.clamp(0, i32::try_from(side).unwrap_or(i32::MAX) - 1);
-                Point {
-                    x: clamp(from.x.saturating_add(to.x), size.width),
-                    y: clamp(from.y.saturating_add(to.y), size.height),
+                for point in &mut way {
+                    *point = Point {
+                        x: clamp(from.x.saturating_add(point.x), size.width),
+                        y: clamp(from.y.saturating_add(point.y), size.height),
+                    };
                 }
-            } else {
-                *to
-            };
-            steps.wait(*duration);
-            steps.place(to);
+            }
+            // Where the pointer is not known, the way begins at its first point.
+            way.insert(0, known.unwrap_or(way[0]));
+            steps.along(&way, *duration);
         }
         InputEvent::Button { button, action } => match action {
             Action::Tap => steps.click(*button),
@@ -349,30 +435,34 @@ pub fn to_raw(
             });
         }
         InputEvent::Drag { path, button, duration, modifiers } => {
-            let legs = u32::try_from(path.len()).unwrap_or(u32::MAX).saturating_sub(1).max(1);
-            let leg = (*duration / legs).max(DRAG_STEP);
             steps.with_keys(modifiers, |steps| {
-                for (n, point) in path.iter().enumerate() {
-                    steps.place(*point);
-                    if n == 0 {
-                        steps.button(*button, true);
+                steps.place(path[0]);
+                steps.button(*button, true);
+                steps.wait(DRAG_STEP);
+                if duration.is_zero() {
+                    for point in &path[1..] {
+                        steps.place(*point);
+                        steps.wait(DRAG_STEP);
                     }
-                    steps.wait(leg);
+                } else {
+                    steps.along(path, *duration);
                 }
                 steps.button(*button, false);
             });
         }
-        InputEvent::Scroll { at, delta_x, delta_y } => {
+        InputEvent::Scroll { at, delta_x, delta_y, pixels } => {
             at.iter().for_each(|at| steps.place(*at));
-            let ways =
-                [(*delta_x, WheelStep::Right, WheelStep::Left), (*delta_y, WheelStep::Down, WheelStep::Up)];
+            let ways = [
+                (delta_x + notches(pixels.x), WheelStep::Right, WheelStep::Left),
+                (delta_y + notches(pixels.y), WheelStep::Down, WheelStep::Up),
+            ];
             for (delta, forward, back) in ways {
                 let step = if delta > 0 { forward } else { back };
                 (0..delta.unsigned_abs()).for_each(|_| steps.push(RawInput::Wheel(step)));
             }
         }
-        InputEvent::Key { key, action } => match action {
-            Action::Tap => steps.tap(key),
+        InputEvent::Key { key, action, hold } => match action {
+            Action::Tap => steps.tap(key, *hold),
             Action::Press => steps.key(key, true),
             Action::Release => steps.key(key, false),
         },
@@ -385,7 +475,7 @@ pub fn to_raw(
                     steps.wait(*interval);
                 }
                 let shift: &[String] = if shift { &["Shift_L".to_owned()] } else { &[] };
-                steps.with_keys(shift, |steps| steps.tap(&key));
+                steps.with_keys(shift, |steps| steps.tap(&key, Duration::ZERO));
             }
         }
         InputEvent::Pause(time) => steps.wait(*time),
@@ -408,6 +498,7 @@ struct Lowering<'a> {
 
 impl Lowering<'_> {
     fn push(&mut self, input: RawInput) {
+        self.held.note(&input);
         self.steps.push(RawStep::Do(input));
     }
 
@@ -418,15 +509,26 @@ impl Lowering<'_> {
     }
 
     fn place(&mut self, point: Point) {
-        self.held.pointer = Some(point);
         self.push(RawInput::Move(point));
     }
 
-    fn button(&mut self, button: MouseButton, down: bool) {
-        self.held.buttons.retain(|held| *held != button);
-        if down {
-            self.held.buttons.push(button);
+    /// Goes along a way, from its first point, where the pointer is, to its last.
+    fn along(&mut self, way: &[Point], duration: Duration) {
+        let Some(last) = way.last() else { return };
+        if duration.is_zero() {
+            way[1..].iter().for_each(|point| self.place(*point));
+            return;
         }
+        let steps = u32::try_from(duration.as_millis() / GLIDE_STEP.as_millis()).unwrap_or(u32::MAX).max(1);
+        for step in 1..=steps {
+            self.wait(duration / steps);
+            let point =
+                if step == steps { *last } else { on_the_way(way, f64::from(step) / f64::from(steps)) };
+            self.place(point);
+        }
+    }
+
+    fn button(&mut self, button: MouseButton, down: bool) {
         self.push(RawInput::Button { button, down });
     }
 
@@ -436,24 +538,21 @@ impl Lowering<'_> {
     }
 
     fn key(&mut self, key: &str, down: bool) {
-        self.held.keys.retain(|held| held != key);
-        if down {
-            self.held.keys.push(key.to_owned());
-        }
         self.push(RawInput::Key { key: key.to_owned(), down });
     }
 
     /// A character that needs Shift on a US keyboard gets it.
-    fn tap(&mut self, key: &str) {
+    fn tap(&mut self, key: &str, hold: Duration) {
         let mut chars = key.chars();
         let shifted = match (chars.next(), chars.next()) {
             (Some(only), None) => keys::us_key(only).filter(|(_, shift)| *shift),
             _ => None,
         };
         match shifted {
-            Some((base, _)) => self.with_keys(&["Shift_L".to_owned()], |steps| steps.tap(&base)),
+            Some((base, _)) => self.with_keys(&["Shift_L".to_owned()], |steps| steps.tap(&base, hold)),
             None => {
                 self.key(key, true);
+                self.wait(hold);
                 self.key(key, false);
             }
         }

@@ -1,24 +1,27 @@
 //! What was committed, for everybody who watches.
 //!
 //! ```text
-//!   writer ──commit──► rows (latest of each VM and pool) ─┐
-//!                  └─► ring (last events) ───────────────┴─► head ──wakes──► watchers, each at a position of its own
+//!   writer ──commit──► rows (latest of each VM, pool, live lease) ─┐
+//!                  └─► ring (last events) ────────────────────────┴─► head ──wakes──► watchers, each at its own position
 //! ```
 //!
 //! The writer brings a whole commit in at once, and nobody sees half of it. A watcher holds no place in any queue: it asks
 //! for what comes behind its position, and a slow one costs nothing but its own lag. What has left the ring is read from
 //! the store's table. Rows are only ever shown in their latest state, so a watcher that sees them twice never sees them
 //! go back.
+//!
+//! The rows that every call asks for, pools and live leases, are read from here too: a commit is brought in before any of
+//! its writes is answered, so whoever has an answer finds what it told. A read of the database costs two task switches.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
 
 use crate::model::event::Event;
-use crate::model::ids::{PoolId, VmId};
-use crate::model::record::{Pool, Vm};
+use crate::model::ids::{LeaseId, PoolId, VmId};
+use crate::model::record::{Lease, Pool, Vm};
 
 /// Events kept in memory, about 4 MB of them: half a second of the busiest host that we measure, minutes of others.
 const RING: usize = 8192;
@@ -30,6 +33,7 @@ pub(super) enum RowChange {
     NoVm(VmId),
     Pool(Arc<Pool>),
     NoPool(PoolId),
+    Lease(Arc<Lease>),
 }
 
 /// What one commit did.
@@ -45,6 +49,8 @@ pub(super) struct Commit {
 struct Inner {
     vms: BTreeMap<VmId, Arc<Vm>>,
     pools: BTreeMap<PoolId, Arc<Pool>>,
+    /// Those that have not ended.
+    leases: HashMap<LeaseId, Arc<Lease>>,
     /// Gapless, the newest last, which is `head`.
     ring: VecDeque<Arc<Event>>,
     head: u64,
@@ -69,10 +75,12 @@ pub struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new(vms: Vec<Vm>, pools: Vec<Pool>, head: u64, floor: u64) -> Self {
+    /// `leases`: those that have not ended.
+    pub(super) fn new(vms: Vec<Vm>, pools: Vec<Pool>, leases: Vec<Lease>, head: u64, floor: u64) -> Self {
         let inner = Inner {
             vms: vms.into_iter().map(|vm| (vm.id.clone(), Arc::new(vm))).collect(),
             pools: pools.into_iter().map(|pool| (pool.id.clone(), Arc::new(pool))).collect(),
+            leases: leases.into_iter().map(|lease| (lease.id.clone(), Arc::new(lease))).collect(),
             ring: VecDeque::new(),
             head,
             floor,
@@ -94,6 +102,8 @@ impl Changes {
                     RowChange::NoVm(id) => drop(inner.vms.remove(&id)),
                     RowChange::Pool(pool) => drop(inner.pools.insert(pool.id.clone(), pool)),
                     RowChange::NoPool(id) => drop(inner.pools.remove(&id)),
+                    RowChange::Lease(lease) if lease.ended.is_some() => drop(inner.leases.remove(&lease.id)),
+                    RowChange::Lease(lease) => drop(inner.leases.insert(lease.id.clone(), lease)),
                 }
             }
             for event in commit.events {
@@ -160,6 +170,12 @@ impl Changes {
         self.inner().pools.get(id).cloned()
     }
 
+    /// A lease that has not ended, as it is at the head or later.
+    #[must_use]
+    pub fn lease(&self, id: &LeaseId) -> Option<Arc<Lease>> {
+        self.inner().leases.get(id).cloned()
+    }
+
     /// VMs by id from behind one on that are wanted, at most so many, and the revision that they show.
     pub fn vms(
         &self,
@@ -214,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_position_is_all_that_a_watcher_needs() {
-        let changes = Changes::new(Vec::new(), Vec::new(), 10, 5);
+        let changes = Changes::new(Vec::new(), Vec::new(), Vec::new(), 10, 5);
         assert_eq!(numbers(changes.behind(10, 9)), [0; 0]);
         assert_eq!(changes.behind(9, 9), Behind::Left, "it was before this start of the daemon");
         assert!(changes.reaches(4) && changes.reaches(10) && !changes.reaches(3) && !changes.reaches(11));
@@ -228,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_ring_is_bounded() {
-        let changes = Changes::new(Vec::new(), Vec::new(), 0, 1);
+        let changes = Changes::new(Vec::new(), Vec::new(), Vec::new(), 0, 1);
         let last = RING as u64 + 5;
         changes.apply(Commit { events: (1..=last).map(event).collect(), ..Commit::default() });
         assert_eq!(changes.behind(4, 1), Behind::Left);
@@ -240,7 +256,7 @@ mod tests {
 
     #[test]
     fn only_a_new_head_wakes() {
-        let changes = Changes::new(Vec::new(), Vec::new(), 0, 1);
+        let changes = Changes::new(Vec::new(), Vec::new(), Vec::new(), 0, 1);
         let mut head = changes.subscribe();
         changes.apply(Commit::default());
         assert!(!head.has_changed().expect("open"));

@@ -61,7 +61,7 @@ pub use agents::agent_ended;
 pub use auth::{Bearer, TokenSource};
 pub use builder::{ClientBuilder, DEFAULT_ENDPOINT};
 pub use client::{Client, Transport};
-pub use desktop::{Acquire, Desktop, ExecOutput, Input, LeaseLost, Target};
+pub use desktop::{Acquire, Desktop, ExecOutput, Input, InputSink, LeaseLost, Target};
 pub use error::{ApiError, Error, Result};
 pub use local::{LocalDaemon, state_dir};
 pub use names::qualify;

@@ -236,6 +236,45 @@ async fn half_a_file_never_passes_for_a_whole_one() {
 }
 
 #[tokio::test]
+async fn a_stream_of_input_is_one_call_and_breaks_off_when_dropped() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let target = client.target("browser-1");
+    let mut sink = target.stream_input().await.expect("open");
+    for x in 0..40 {
+        sink.send(Input::new().move_to(x, 1).click(x, 1)).await.expect("sent");
+    }
+    let done = sink.finish().await.expect("done");
+    assert_eq!((done.batches, done.events), (40, 80));
+    let seen = fake.seen().streamed;
+    assert_eq!(seen.len(), 41, "one message opens the stream");
+    let mut ids: Vec<_> = seen.iter().map(|message| &message.batch_id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 41, "each batch has an id of its own, the opening none");
+
+    let mut sink = target.stream_input().await.expect("open");
+    sink.send(Input::new().click(5000, 1)).await.expect("sent");
+    let error = loop {
+        match sink.send(Input::new().move_to(1, 1)).await {
+            Ok(()) => tokio::task::yield_now().await,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error.code(), error.reason()), (Code::InvalidArgument, Some("OUT_OF_FRAME")));
+    assert!(error.to_string().contains("messages[1].events[0].click.at"), "{error}");
+    assert!(sink.finish().await.is_err(), "it is over");
+
+    let mut sink = target.stream_input().await.expect("open");
+    sink.send(Input::new().key_down("shift")).await.expect("sent");
+    fake.wait_for("the batch", |seen| seen.streamed.last().is_some_and(|last| !last.events.is_empty())).await;
+    drop(sink);
+    fake.wait_for("the end of the stream", |seen| seen.broken_streams == 1).await;
+    let error = client.target("nobody").stream_input().await.expect("open").finish().await.expect_err("no");
+    assert_eq!(error.code(), Code::NotFound);
+}
+
+#[tokio::test]
 async fn operations_are_followed_to_their_end() {
     let client = connected(&Fake::default(), TOKEN).await;
     let operation = client.create_template("linux", Template::default()).await.expect("started");

@@ -1,14 +1,17 @@
 //! `cargo xtask bench display`: a daemon with desktops of the process backend, and `hvkube-bench` as its clients.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
+use serde_json::Value;
 
+use super::TEMPLATE;
 use super::cua;
 use super::report::{Better, Metric, Of, Report};
 use crate::cargo::{self, Programs};
 use crate::command;
+use crate::image;
 use crate::interrupt;
 use crate::progress::Step;
 use crate::stage::Stage;
@@ -16,7 +19,7 @@ use crate::system::{self, Job};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How many rounds of screenshots
+    /// How many rounds of screenshots and of input
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Write the metrics to this file
@@ -25,6 +28,12 @@ pub(super) struct Args {
     /// Measure other programs in turns with ours: Cua's computer-server and scrot
     #[arg(long, value_enum, value_name = "PEER")]
     vs: Option<Peer>,
+    /// Measure a VM's desktop too, the golden image's on QEMU
+    #[arg(long)]
+    guest: bool,
+    /// Use this golden image instead of building one
+    #[arg(long, value_name = "DIR", requires = "guest")]
+    image: Option<PathBuf>,
     /// Measure the programs of this folder instead of building them
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -44,6 +53,7 @@ const METRICS: &[Metric] = &[
         Better::Lower,
         1.0,
     ),
+    Metric::new("click_p50_ms", Of::P50("ours_click_ms"), "ms", Better::Lower, 2.0),
     Metric::new("stream_100_fps", Of::P50("stream_100_fps"), "/s", Better::Higher, 30.0),
     Metric::new(
         "stream_100_staleness_p99_ms",
@@ -54,6 +64,8 @@ const METRICS: &[Metric] = &[
     ),
 ];
 const VS_CUA: &[Metric] = &[
+    // As much faster as our aim is than what the peer took when the aim was set.
+    Metric::new("click_ratio", Of::Ratio("cua_click_ms", "ours_click_ms"), "x", Better::Higher, 50.0),
     Metric::new(
         "screenshot_photo_png_ratio",
         Of::Ratio("cua_1280x800_photo_changing_ms", "ours_1280x800_photo_changing_png_ms"),
@@ -75,6 +87,9 @@ const SETTINGS: &[(&str, &str)] =
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let mut jobs = vec![Job::Build, Job::ProcessDesktop];
+    if args.guest {
+        jobs.extend([Job::Vm, Job::Image]);
+    }
     if args.vs.is_some() {
         jobs.push(Job::BenchScreenshots);
     }
@@ -94,6 +109,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         Some(Peer::Cua) => Some(cua::python()?),
         None => None,
     };
+    let image = match &args.image {
+        Some(folder) => Some(std::path::absolute(folder).context("find the image")?),
+        None if args.guest => Some(image::build(&image::Args::standard())?),
+        None => None,
+    };
     interrupt::check()?;
 
     let step = Step::start("starting hvkubed");
@@ -110,8 +130,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     stage.explain(command::run(&mut driver, &step))?;
     step.done();
-    let text = std::fs::read(&output).with_context(|| format!("read {}", output.display()))?;
-    let samples = serde_json::from_slice(&text).context("read the samples")?;
+    let mut samples = read(&output)?;
+    let step = Step::start("stopping everything");
+    stage.close()?;
+    step.done();
+    if let Some(image) = &image {
+        merge(&mut samples, guest(&programs, image, args.runs)?);
+    }
     let mut report = Report::new("display", args.runs, &samples)?;
     let mut metrics = METRICS.to_vec();
     if python.is_some() {
@@ -119,15 +144,49 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         report.fact("peers", &format!("cua-computer-server {}, {}", cua::VERSION, scrot()));
     }
     report.measure(&metrics)?;
-
-    let step = Step::start("stopping everything");
-    stage.close()?;
-    step.done();
     println!("{}", report.table(&phases()));
     if let Some(path) = &args.json {
         std::fs::write(path, report.json()?).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Measures a VM, with a daemon of its own: the first one's backend has none.
+fn guest(programs: &Programs, image: &Path, runs: u32) -> anyhow::Result<Value> {
+    let step = Step::start("starting hvkubed for VMs");
+    let stage = Stage::start(programs, &step)?;
+    step.done();
+    let step = Step::start("making a template: boot, settle, freeze");
+    let arguments = ["template", "create", "--name", TEMPLATE, "--image-dir"];
+    stage.explain(command::run(stage.hvkube(arguments).arg(image), &step))?;
+    step.done();
+    let step = Step::start("measuring a guest");
+    let output = stage.folder().join("samples.json");
+    let mut driver = Command::new(programs.get("hvkube-bench")?);
+    stage.point(&mut driver);
+    driver.args(["display", "--runs", &runs.to_string(), "--guest", TEMPLATE, "--output"]).arg(&output);
+    stage.explain(command::run(&mut driver, &step))?;
+    step.done();
+    let samples = read(&output)?;
+    let step = Step::start("stopping everything");
+    stage.delete_template(TEMPLATE, &step)?;
+    stage.close()?;
+    step.done();
+    Ok(samples)
+}
+
+fn read(samples: &Path) -> anyhow::Result<Value> {
+    let text = std::fs::read(samples).with_context(|| format!("read {}", samples.display()))?;
+    serde_json::from_slice(&text).context("read the samples")
+}
+
+/// Adds another run's samples and facts; their names are others.
+fn merge(into: &mut Value, other: Value) {
+    for part in ["samples", "facts"] {
+        if let (Some(into), Some(other)) = (into[part].as_object_mut(), other[part].as_object()) {
+            into.extend(other.clone());
+        }
+    }
 }
 
 fn scrot() -> String {
@@ -152,6 +211,25 @@ fn phases() -> Vec<(String, String)> {
                 out.push((format!("{who}_{size}_{content}_{how}_ms"), title));
             }
         }
+    }
+    for (name, what) in [("click", "click"), ("move", "move"), ("type", "a word of 10 letters")] {
+        for who in ["ours", "cua"] {
+            for (how, title) in [("", "until the X server recorded it"), ("answer_", "until the answer")] {
+                out.push((format!("{who}_{name}_{how}ms"), format!("{what}: {who}, {title}, ms")));
+            }
+        }
+    }
+    let streamed = "click in a stream: ours, until the X server recorded it, ms";
+    out.push(("ours_stream_click_ms".to_owned(), streamed.to_owned()));
+    for content in ["plain", "text", "photo"] {
+        for how in ["unchanged_png", "unchanged_jpeg", "changing_png", "changing_jpeg"] {
+            let title = format!("guest: {content} {}, ms", how.replace('_', " "));
+            out.push((format!("guest_{content}_{how}_ms"), title));
+        }
+    }
+    for name in ["click", "move", "type"] {
+        out.push((format!("guest_{name}_ms"), format!("guest: {name}, until its record came back, ms")));
+        out.push((format!("guest_{name}_answer_ms"), format!("guest: {name}, until the answer, ms")));
     }
     for readers in [1, 10, 100] {
         for (what, title) in [

@@ -106,15 +106,14 @@ impl Report {
         for (name, value) in self.facts.iter().chain(&machine()) {
             let _ = writeln!(text, "{name}: {value}");
         }
-        let _ = writeln!(text, "\n{:<40} {:>9} {:>9} {:>9} {:>9} {:>6}", "", "p50", "p95", "p99", "max", "n");
+        let _ = writeln!(text, "\n{:<46} {:>9} {:>9} {:>9} {:>9} {:>6}", "", "p50", "p95", "p99", "max", "n");
         for (name, title) in phases {
             let Some(values) = self.samples.get(name.as_ref()) else { continue };
             let title = title.as_ref();
-            let at =
-                |percent| percentile(values, percent).map_or_else(String::new, |value| format!("{value:.1}"));
+            let at = |percent| percentile(values, percent).map_or_else(String::new, short);
             let _ = writeln!(
                 text,
-                "{title:<40} {:>9} {:>9} {:>9} {:>9} {:>6}",
+                "{title:<46} {:>9} {:>9} {:>9} {:>9} {:>6}",
                 at(50),
                 at(95),
                 at(99),
@@ -155,6 +154,11 @@ impl Report {
         });
         Ok(serde_json::to_string_pretty(&report).context("write the report")? + "\n")
     }
+}
+
+/// As many digits as are worth reading.
+fn short(value: f64) -> String {
+    if value < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
 }
 
 /// The sample that so many percent are not above; `values` are sorted.
@@ -215,7 +219,7 @@ mod tests {
         let table = report.table(&[("a_ms", "phase a"), ("never", "not there")]);
         let line = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         assert!(line("a_p50_ms").ends_with("missed") && !line("ratio").ends_with("missed"), "{table}");
-        assert!(line("phase a").contains("2.0") && !table.contains("not there"), "{table}");
+        assert!(line("phase a").contains("2.00") && !table.contains("not there"), "{table}");
         let missing = [Metric::new("c", Of::P50("c_ms"), "ms", Better::Lower, 1.0)];
         assert_eq!(report.measure(&missing).unwrap_err().to_string(), "c_ms was not measured");
     }

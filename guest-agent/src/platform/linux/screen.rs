@@ -19,18 +19,21 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use x11rb::connection::Connection;
+use x11rb::cookie::Cookie;
 use x11rb::protocol::Event;
 use x11rb::protocol::damage::{self, ConnectionExt as _, ReportLevel};
 use x11rb::protocol::shm::{self, ConnectionExt as _};
 use x11rb::protocol::xfixes::{self, ConnectionExt as _, CursorNotifyMask};
 use x11rb::protocol::xinput::{self, ConnectionExt as _, XIEventMask};
-use x11rb::protocol::xproto::{ConnectionExt as _, ImageFormat, Window};
+use x11rb::protocol::xproto::{ConnectionExt as _, GetImageReply, ImageFormat, Window};
 use x11rb::rust_connection::RustConnection;
 
 use super::cursor::Cursor;
 use super::shm::SharedMemory;
 use super::x11::connect;
-use crate::display::{CaptureSpec, DisplayError, Frame, Packer, Rect, Screen, Tiles, Watch, simplify};
+use crate::display::{
+    CaptureSpec, DisplayError, Frame, Interest, Packer, Rect, Screen, Tiles, Watch, simplify,
+};
 
 /// Calls that may wait for the thread at once.
 const QUEUE: usize = 64;
@@ -46,8 +49,9 @@ const ALL_PLANES: u32 = u32::MAX;
 
 enum Command {
     Capture(CaptureSpec, oneshot::Sender<Result<Frame, DisplayError>>),
-    Watch(Vec<Rect>, oneshot::Sender<Result<Arc<Watch>, DisplayError>>),
+    Watch(Interest, oneshot::Sender<Result<Arc<Watch>, DisplayError>>),
     Flush(oneshot::Sender<Result<u64, DisplayError>>),
+    Read(Vec<Rect>, oneshot::Sender<Result<Vec<Vec<u8>>, DisplayError>>),
 }
 
 /// Access to the thread, which ends with it.
@@ -110,12 +114,16 @@ impl Screen for ScreenThread {
         self.ask(|reply| Command::Capture(spec, reply)).await
     }
 
-    async fn watch(&self, ignore: Vec<Rect>) -> Result<Arc<Watch>, DisplayError> {
-        self.ask(|reply| Command::Watch(ignore, reply)).await
+    async fn watch(&self, interest: Interest) -> Result<Arc<Watch>, DisplayError> {
+        self.ask(|reply| Command::Watch(interest, reply)).await
     }
 
     async fn flush(&self) -> Result<u64, DisplayError> {
         self.ask(Command::Flush).await
+    }
+
+    async fn read(&self, areas: Vec<Rect>) -> Result<Vec<Vec<u8>>, DisplayError> {
+        self.ask(|reply| Command::Read(areas, reply)).await
     }
 }
 
@@ -287,9 +295,9 @@ impl Server {
                 let deadline = Instant::now() + spec.wait;
                 self.waiters.push(Waiter { spec, deadline, reply });
             }
-            Command::Watch(ignore, reply) => {
+            Command::Watch(interest, reply) => {
                 self.collect(false)?;
-                let watch = Arc::new(Watch::new(ignore));
+                let watch = Arc::new(Watch::new(interest));
                 self.watches.push(Arc::downgrade(&watch));
                 let _gone = reply.send(Ok(watch));
             }
@@ -298,8 +306,41 @@ impl Server {
                 let _gone = reply.send(Ok(self.sequence));
                 self.answer_waiters()?;
             }
+            Command::Read(areas, reply) => {
+                // Damage up to here is told first: what is drawn after this look is told after it.
+                self.collect(false)?;
+                let pixels = self.read(&areas);
+                let lost = match &pixels {
+                    Err(error @ DisplayError::Gone(_)) => Err(error.clone()),
+                    _ => Ok(()),
+                };
+                let _gone = reply.send(pixels);
+                lost?;
+                self.answer_waiters()?;
+            }
         }
         Ok(())
+    }
+
+    /// Pixels of areas, for those who compare them.
+    fn read(&self, areas: &[Rect]) -> Result<Vec<Vec<u8>>, DisplayError> {
+        let (width, height) = self.size;
+        let screen = Rect { x: 0, y: 0, width, height };
+        // Sent together, answered together: one round trip.
+        let mut sent = Vec::with_capacity(areas.len());
+        for area in areas {
+            let Some(rect) = area.intersect(&screen) else {
+                sent.push(None);
+                continue;
+            };
+            let (x, y, width, height) = protocol_rect(rect)?;
+            let format = ImageFormat::Z_PIXMAP;
+            sent.push(Some(self.conn.get_image(format, self.root, x, y, width, height, ALL_PLANES)?));
+        }
+        let read = |image: Option<Cookie<'_, RustConnection, GetImageReply>>| {
+            image.map_or_else(|| Ok(Vec::new()), |image| Ok(image.reply()?.data))
+        };
+        sent.into_iter().map(read).collect()
     }
 
     /// Hands the outcome to its caller; only a lost display ends the thread.

@@ -19,6 +19,7 @@ const MAX_POINTS: usize = 1024;
 const MAX_CLICKS: u32 = 10;
 const MAX_KEYS: usize = 8;
 const MAX_NOTCHES: i32 = 1000;
+const MAX_SCROLL_PIXELS: i32 = 50_000;
 const MAX_TEXT: usize = 1 << 20;
 /// Longest name of a key is `XF86MonBrightnessCycle` or so.
 const MAX_KEY: usize = 64;
@@ -42,6 +43,7 @@ fn event(at: &str, wrapped: &v1::InputEvent) -> Result<InputEvent> {
             to: screen::point(&fields::required(&format!("{at}.move.to"), e.to)?),
             relative: e.relative,
             duration: time(&format!("{at}.move.duration"), e.duration, MAX_TIME)?,
+            via: via(&format!("{at}.move.via"), &e.via)?,
         },
         Event::Button(e) => InputEvent::Button {
             button: button(&format!("{at}.button.button"), e.button)?,
@@ -63,10 +65,15 @@ fn event(at: &str, wrapped: &v1::InputEvent) -> Result<InputEvent> {
             at: e.at.as_ref().map(screen::point),
             delta_x: notches(&format!("{at}.scroll.delta_x"), e.delta_x)?,
             delta_y: notches(&format!("{at}.scroll.delta_y"), e.delta_y)?,
+            pixels: Point {
+                x: pixels(&format!("{at}.scroll.pixels_x"), e.pixels_x)?,
+                y: pixels(&format!("{at}.scroll.pixels_y"), e.pixels_y)?,
+            },
         },
         Event::Key(e) => InputEvent::Key {
             key: key(&format!("{at}.key.key"), &e.key)?,
             action: action(&format!("{at}.key.action"), e.action)?,
+            hold: hold(&format!("{at}.key.hold"), e)?,
         },
         Event::Chord(e) => InputEvent::Chord {
             keys: chord(&format!("{at}.chord.keys"), &e.keys)?,
@@ -87,6 +94,26 @@ fn time(field: &str, value: Option<prost_types::Duration>, max: Duration) -> Res
 
 fn notches(field: &str, value: i32) -> Result<i32> {
     fields::range(field, value, -MAX_NOTCHES..=MAX_NOTCHES)
+}
+
+fn pixels(field: &str, value: i32) -> Result<i32> {
+    fields::range(field, value, -MAX_SCROLL_PIXELS..=MAX_SCROLL_PIXELS)
+}
+
+fn hold(field: &str, event: &v1::KeyEvent) -> Result<Duration> {
+    let hold = time(field, event.hold, MAX_TIME)?;
+    if !hold.is_zero() && matches!(event.action(), v1::InputAction::Press | v1::InputAction::Release) {
+        return Err(Error::field(field, "is legal with a tap only"));
+    }
+    Ok(hold)
+}
+
+fn via(field: &str, points: &[v1::Point]) -> Result<Vec<Point>> {
+    if points.len() >= MAX_POINTS {
+        let what = format!("has {} points, at most {} are allowed", points.len(), MAX_POINTS - 1);
+        return Err(Error::field(field, what));
+    }
+    Ok(points.iter().map(screen::point).collect())
 }
 
 fn path(field: &str, points: &[v1::Point]) -> Result<Vec<Point>> {
@@ -155,7 +182,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_event_and_the_field() {
-        let to = Some(v1::Point { x: 1, y: 1 });
+        let point = v1::Point { x: 1, y: 1 };
+        let to = Some(point);
         let cases: Vec<(&str, Event)> = vec![
             ("move.to", Event::Move(v1::MoveEvent::default())),
             ("move.duration", Event::Move(v1::MoveEvent { to, duration: seconds(11), ..Default::default() })),
@@ -178,7 +206,12 @@ mod tests {
             ("scroll.delta_x", Event::Scroll(v1::ScrollEvent { delta_x: 1001, ..Default::default() })),
             ("scroll.delta_y", Event::Scroll(v1::ScrollEvent { delta_y: i32::MIN, ..Default::default() })),
             ("key.key", Event::Key(v1::KeyEvent::default())),
-            ("key.key", Event::Key(v1::KeyEvent { key: "x".repeat(65), action: 0 })),
+            ("key.key", Event::Key(v1::KeyEvent { key: "x".repeat(65), ..Default::default() })),
+            ("key.hold", Event::Key(v1::KeyEvent { key: "x".into(), action: 1, hold: seconds(1) })),
+            ("key.hold", Event::Key(v1::KeyEvent { key: "x".into(), action: 0, hold: seconds(11) })),
+            ("move.via", Event::Move(v1::MoveEvent { to, via: vec![point; 1024], ..Default::default() })),
+            ("scroll.pixels_x", Event::Scroll(v1::ScrollEvent { pixels_x: 50_001, ..Default::default() })),
+            ("scroll.pixels_y", Event::Scroll(v1::ScrollEvent { pixels_y: i32::MIN, ..Default::default() })),
             ("chord.keys", Event::Chord(v1::ChordEvent { keys: "ctrl++".into(), hold: None })),
             ("chord.keys", Event::Chord(v1::ChordEvent { keys: "a+b+c+d+e+f+g+h+i".into(), hold: None })),
             ("chord.hold", Event::Chord(v1::ChordEvent { keys: "a".into(), hold: seconds(-1) })),

@@ -12,7 +12,7 @@ use crate::display::{
     Encoded, ImageFormat, InputDone, Scaling, ScreenshotOptions, Source, StreamItem, StreamOptions,
 };
 use crate::model::error::{Error, Result};
-use crate::model::input::{SettleOptions, Settled};
+use crate::model::input::{Met, PixelCondition, SettleOptions, Settled};
 use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 const DEFAULT_QUALITY: u8 = 80;
@@ -115,9 +115,12 @@ pub(crate) fn settle(settle: Option<&v1::SettleOptions>) -> Result<SettleOptions
     let mut options = SettleOptions::default();
     let Some(settle) = settle else { return Ok(options) };
     let zero = Duration::ZERO;
-    if let Some(quiet) = fields::duration("settle.quiet", settle.quiet, zero..=SettleOptions::MAX_QUIET)? {
-        options.quiet = quiet;
-    }
+    options.quiet = match fields::duration("settle.quiet", settle.quiet, zero..=SettleOptions::MAX_QUIET)? {
+        Some(quiet) => quiet,
+        // Who waits for a condition need not wait for more.
+        None if settle.regions.is_empty() && settle.pixels.is_empty() => options.quiet,
+        None => zero,
+    };
     if let Some(timeout) =
         fields::duration("settle.timeout", settle.timeout, zero..=SettleOptions::MAX_TIMEOUT)?
     {
@@ -130,7 +133,31 @@ pub(crate) fn settle(settle: Option<&v1::SettleOptions>) -> Result<SettleOptions
     for (i, ignored) in settle.ignore.iter().enumerate() {
         options.ignore.push(rect(&format!("settle.ignore[{i}]"), ignored)?);
     }
+    for (field, count) in [("regions", settle.regions.len()), ("pixels", settle.pixels.len())] {
+        let max = SettleOptions::MAX_CONDITIONS;
+        if count > max {
+            let what = format!("has {count} entries, at most {max} are allowed");
+            return Err(Error::field(format!("settle.{field}"), what));
+        }
+    }
+    for (i, region) in settle.regions.iter().enumerate() {
+        options.regions.push(rect(&format!("settle.regions[{i}]"), region)?);
+    }
+    for (i, wanted) in settle.pixels.iter().enumerate() {
+        options.pixels.push(pixel(&format!("settle.pixels[{i}]"), wanted)?);
+    }
     Ok(options)
+}
+
+fn pixel(field: &str, wanted: &v1::PixelCondition) -> Result<PixelCondition> {
+    let at = fields::required(&format!("{field}.at"), wanted.at)?;
+    let [0, red, green, blue] = wanted.rgb.to_be_bytes() else {
+        let what = format!("{:#x} is out of range; legal is 0x000000 to 0xffffff", wanted.rgb);
+        return Err(Error::field(format!("{field}.rgb"), what));
+    };
+    let tolerance = fields::range(&format!("{field}.tolerance"), wanted.tolerance, 0..=255)?;
+    let tolerance = u8::try_from(tolerance).unwrap_or(u8::MAX);
+    Ok(PixelCondition { at: point(&at), rgb: [red, green, blue], tolerance })
 }
 
 /// `shape`: tell what the cursor looks like.
@@ -211,17 +238,28 @@ pub(crate) fn input_done(done: &InputDone) -> v1::SendInputResponse {
     v1::SendInputResponse {
         completed: done.completed,
         epoch: done.epoch,
-        scrolled: Some(v1::Point { x: done.scrolled.x, y: done.scrolled.y }),
+        scrolled: Some(from_point(done.scrolled)),
         replayed: done.replayed,
         source: source(done.source).into(),
+        scrolled_pixels: Some(from_point(done.scrolled_pixels)),
     }
 }
 
 pub(crate) fn settled(settled: &Settled) -> v1::SettleResult {
+    let (met, index) = match settled.met {
+        None => (v1::SettleCondition::Unspecified, 0),
+        Some(Met::Quiet) => (v1::SettleCondition::Quiet, 0),
+        Some(Met::Region(index)) => (v1::SettleCondition::Region, index),
+        Some(Met::Pixel(index)) => (v1::SettleCondition::Pixel, index),
+    };
     v1::SettleResult {
         timed_out: settled.timed_out,
         settled_after: Some(duration(settled.settled_after)),
         changed: settled.changed.iter().copied().map(from_rect).collect(),
+        met: met.into(),
+        met_index: u32::try_from(index).unwrap_or(u32::MAX),
+        met_after: matches!(settled.met, Some(Met::Region(_) | Met::Pixel(_)))
+            .then(|| duration(settled.met_after)),
     }
 }
 
@@ -229,7 +267,11 @@ pub(super) fn system_time(time: SystemTime) -> Option<prost_types::Timestamp> {
     Timestamp::try_from(time).ok().map(timestamp)
 }
 
-fn source(source: Source) -> v1::FrameSource {
+pub(crate) fn from_point(point: Point) -> v1::Point {
+    v1::Point { x: point.x, y: point.y }
+}
+
+pub(crate) fn source(source: Source) -> v1::FrameSource {
     match source {
         Source::Agent => v1::FrameSource::Agent,
         Source::Hypervisor => v1::FrameSource::Hypervisor,
@@ -306,14 +348,30 @@ mod tests {
     fn refusals_of_a_wait_name_their_field() {
         let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let many = vec![v1::Rect { x: 0, y: 0, width: 1, height: 1 }; 65];
+        let at = Some(v1::Point { x: 1, y: 1 });
+        let pixels = |pixel| v1::SettleOptions { pixels: vec![pixel], ..Default::default() };
         let negative = vec![v1::Rect { x: 0, y: -1, width: 1, height: 1 }];
         for (expected, wanted) in [
             ("settle.quiet", v1::SettleOptions { quiet: seconds(11), ..Default::default() }),
             ("settle.timeout", v1::SettleOptions { timeout: seconds(121), ..Default::default() }),
             ("settle.ignore", v1::SettleOptions { ignore: many, ..Default::default() }),
-            ("settle.ignore[0].y", v1::SettleOptions { ignore: negative, ..Default::default() }),
+            ("settle.ignore[0].y", v1::SettleOptions { ignore: negative.clone(), ..Default::default() }),
+            (
+                "settle.regions",
+                v1::SettleOptions { regions: vec![v1::Rect::default(); 17], ..Default::default() },
+            ),
+            ("settle.regions[0].y", v1::SettleOptions { regions: negative, ..Default::default() }),
+            ("settle.pixels[0].at", pixels(v1::PixelCondition::default())),
+            ("settle.pixels[0].rgb", pixels(v1::PixelCondition { at, rgb: 0x0100_0000, tolerance: 0 })),
+            ("settle.pixels[0].tolerance", pixels(v1::PixelCondition { at, rgb: 0, tolerance: 256 })),
         ] {
             assert_eq!(field(settle(Some(&wanted))), expected);
         }
+        let quiet = |wanted: &v1::SettleOptions| settle(Some(wanted)).expect("legal").quiet;
+        assert_eq!(quiet(&v1::SettleOptions::default()), SettleOptions::DEFAULT_QUIET);
+        let wanted = pixels(v1::PixelCondition { at, rgb: 0xff_80_00, tolerance: 3 });
+        assert_eq!(quiet(&wanted), Duration::ZERO, "a condition is enough");
+        assert_eq!(quiet(&v1::SettleOptions { quiet: seconds(1), ..wanted.clone() }), Duration::from_secs(1));
+        assert_eq!(settle(Some(&wanted)).expect("legal").pixels[0].rgb, [0xff, 0x80, 0]);
     }
 }

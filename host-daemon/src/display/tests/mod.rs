@@ -13,7 +13,7 @@ use crate::guest::fake::{Fake, header_part};
 use crate::guest::{OpenOptions, Session};
 use crate::model::error::{Error, Reason};
 use crate::model::ids::VmId;
-use crate::model::input::{Action, InputEvent, MouseButton, SettleOptions};
+use crate::model::input::{Action, InputEvent, Met, MouseButton, PixelCondition, RawInput, SettleOptions};
 use crate::model::screen::{Point, Rect, Size};
 use stub::Stub;
 
@@ -448,7 +448,12 @@ async fn the_guests_refusal_names_the_event() {
     };
     use pb::InputFailureReason::{Platform, UnknownKey};
     fake.state().input_answers.extend([refuse(0, UnknownKey), refuse(1, Platform)]);
-    let events = || vec![InputEvent::ReleaseAll, InputEvent::Key { key: "Foo".into(), action: Action::Tap }];
+    let events = || {
+        vec![
+            InputEvent::ReleaseAll,
+            InputEvent::Key { key: "Foo".into(), action: Action::Tap, hold: Duration::ZERO },
+        ]
+    };
     let error: Error = hub.send_input("a", events(), None, soon()).await.expect_err("refused").into();
     assert_eq!(error.reason, Reason::UnknownKey);
     assert_eq!(error.violations[0].field, "events[1].key.key", "the event that names it");
@@ -508,6 +513,78 @@ async fn without_an_agent_the_hypervisor_stands_in() {
     let settle = SettleOptions { quiet: Duration::from_millis(50), ..Default::default() };
     let waited = hub.wait_for_settle(&settle, None, soon()).await.expect("settles");
     assert!(!waited.settled.timed_out);
+}
+
+#[tokio::test]
+async fn the_hypervisors_screen_meets_conditions_too() {
+    let (hub, stub) = hub(true, Size { width: 20, height: 10 });
+    stub.show(5);
+    let wanted = |rgb| PixelCondition { at: Point { x: 19, y: 9 }, rgb: [rgb; 3], tolerance: 1 };
+    let settle = |pixels, regions| SettleOptions {
+        quiet: Duration::ZERO,
+        pixels,
+        regions,
+        ..SettleOptions::default()
+    };
+    let there = hub.wait_for_settle(&settle(vec![wanted(99), wanted(6)], vec![]), None, soon()).await;
+    let there = there.expect("met").settled;
+    assert_eq!((there.timed_out, there.met), (false, Some(Met::Pixel(1))));
+    // Painted by the very input that is waited for.
+    stub.paint_on_input(77);
+    let act = settle(vec![], vec![rect(0, 0, 1, 1)]);
+    let acted = hub.act("b", vec![click(1, 1)], None, &act, &ScreenshotOptions::default(), soon()).await;
+    assert_eq!(acted.expect("met").settled.met, Some(Met::Region(0)));
+    let never = SettleOptions { timeout: Duration::from_millis(1), ..settle(vec![wanted(1)], vec![]) };
+    let over = hub.wait_for_settle(&never, None, soon()).await.expect("ends").settled;
+    assert_eq!((over.timed_out, over.met), (true, None));
+    let outside = PixelCondition { at: Point { x: 20, y: 0 }, rgb: [0; 3], tolerance: 0 };
+    let error: Error =
+        hub.wait_for_settle(&settle(vec![outside], vec![]), None, soon()).await.expect_err("outside").into();
+    assert_eq!(
+        (error.reason, error.violations[0].field.as_str()),
+        (Reason::OutOfFrame, "settle.pixels[0].at")
+    );
+}
+
+#[tokio::test]
+async fn what_the_hypervisor_holds_down_can_be_let_go() {
+    let (hub, stub) = hub(true, Size { width: 20, height: 10 });
+    let press = |key: &str| InputEvent::Key { key: key.into(), action: Action::Press, hold: Duration::ZERO };
+    hub.send_input("a", vec![press("ctrl")], None, soon()).await.expect("done");
+    // Its caller goes away in the middle of it.
+    let chord = InputEvent::Chord { keys: vec!["shift".into()], hold: Duration::from_secs(10) };
+    let call = hub.send_input("b", vec![chord], None, soon());
+    assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err(), "held for longer");
+    stub.done.lock().expect("no panic").clear();
+    hub.release_input(soon()).await.expect("released");
+    let up = |key: &str| RawInput::Key { key: key.into(), down: false };
+    assert_eq!(*stub.done.lock().expect("no panic"), [up("Shift_L"), up("Control_L")]);
+    hub.release_input(soon()).await.expect("nothing to do");
+    assert_eq!(stub.done.lock().expect("no panic").len(), 2);
+}
+
+#[tokio::test]
+async fn the_agent_is_told_conditions_in_the_frames_pixels() {
+    let (hub, fake) = with_agent(200, 100).await;
+    let settle = SettleOptions {
+        quiet: Duration::ZERO,
+        regions: vec![rect(10, 10, 5, 5)],
+        pixels: vec![PixelCondition { at: Point { x: 50, y: 25 }, rgb: [255, 128, 0], tolerance: 4 }],
+        ..SettleOptions::default()
+    };
+    let frame = Some(Size { width: 100, height: 50 });
+    let options = ScreenshotOptions::default();
+    hub.act("b", vec![click(1, 1)], frame, &settle, &options, soon()).await.expect("acted");
+    let asked = fake.state().inputs.pop().expect("an input").settle.expect("a wait");
+    assert_eq!(asked.regions, [pb::Rect { x: 20, y: 20, width: 10, height: 10 }]);
+    assert_eq!(asked.pixels, [pb::Pixel { x: 101, y: 51, rgb: 0xff_80_00, tolerance: 4 }]);
+    assert_eq!(asked.quiet, None);
+    // A guest that met what nobody asked for.
+    let mut answer = pb::InputResponse { completed: 1, ..Default::default() };
+    answer.settle = Some(pb::SettleResponse { met: 3, met_index: 1, ..Default::default() });
+    fake.state().input_answers.push_back(Ok(answer));
+    let lied = hub.act("c", vec![click(1, 1)], frame, &settle, &options, soon()).await;
+    assert!(matches!(lied, Err(DisplayError::Guest(_) | DisplayError::OutcomeUnknown { .. })), "{lied:?}");
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ pub(super) struct Stub {
     facts: BackendFacts,
     pub(super) frame: Mutex<Frame>,
     pub(super) done: Mutex<Vec<RawInput>>,
+    /// What the screen shows after the next input.
+    next: Mutex<Option<u8>>,
 }
 
 impl Stub {
@@ -42,7 +44,13 @@ impl Stub {
             },
             frame: Mutex::new(Frame { size, pixels: vec![0; size.frame_bytes()].into() }),
             done: Mutex::default(),
+            next: Mutex::default(),
         })
+    }
+
+    /// The next input changes the screen.
+    pub(super) fn paint_on_input(&self, value: u8) {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
     }
 
     pub(super) fn show(&self, value: u8) {
@@ -136,6 +144,9 @@ impl Hypervisor for Stub {
     }
     async fn input(&self, _: &VmId, _: Size, events: &[RawInput]) -> HvResult<()> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(events);
+        if let Some(value) = self.next.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.show(value);
+        }
         Ok(())
     }
     async fn resident_bytes(&self, _: &VmId) -> HvResult<u64> {

@@ -150,9 +150,10 @@ async fn a_desktop_is_seen_driven_reset_and_deleted() {
     let picture = hub.screenshot(&ScreenshotOptions::default(), soon()).await.expect("a picture");
     let image = image::load_from_memory(&picture.bytes).expect("a png");
     assert_eq!((image.width(), image.height()), (800, 600));
-    let key = vec![InputEvent::Key { key: "shift".into(), action: Action::Tap }];
+    let key = vec![InputEvent::Key { key: "shift".into(), action: Action::Tap, hold: Duration::ZERO }];
     assert_eq!(hub.send_input("batch-1", key, None, soon()).await.expect("done").completed, 1);
-    let unknown = vec![InputEvent::Key { key: "NoSuchKeysym".into(), action: Action::Tap }];
+    let unknown =
+        vec![InputEvent::Key { key: "NoSuchKeysym".into(), action: Action::Tap, hold: Duration::ZERO }];
     let error: crate::model::error::Error =
         hub.send_input("batch-2", unknown, None, soon()).await.expect_err("refused").into();
     assert_eq!(error.reason, crate::model::error::Reason::UnknownKey, "{error:?}");

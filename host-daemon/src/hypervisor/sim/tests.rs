@@ -142,7 +142,7 @@ async fn what_is_typed_is_seen_and_remembered() {
 
     let chord = [
         InputEvent::Chord { keys: vec!["ctrl".into(), "a".into()], hold: Duration::ZERO },
-        InputEvent::Key { key: "BackSpace".into(), action: Action::Tap },
+        InputEvent::Key { key: "BackSpace".into(), action: Action::Tap, hold: Duration::ZERO },
     ];
     assert_eq!(desktop(&one).await.text, "Hi, Welt ü!");
     let mut named = chord.to_vec();
@@ -171,7 +171,12 @@ async fn a_capture_waits_for_a_change_and_shows_the_cursor() {
     let vm = rig.running("vm-1").await;
     let one = session(&rig, &vm).await;
     let first = one.capture(Have::default(), Duration::ZERO, true, soon()).await.expect("a frame");
-    let motion = [InputEvent::Move { to: Point { x: 50, y: 60 }, relative: false, duration: Duration::ZERO }];
+    let motion = [InputEvent::Move {
+        to: Point { x: 50, y: 60 },
+        relative: false,
+        duration: Duration::ZERO,
+        via: Vec::new(),
+    }];
     let (waited, moved) = tokio::join!(
         one.capture(has(&first), Duration::from_secs(20), true, soon()),
         one.input("b1", &motion, None, soon()),

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::model::input::PixelCondition;
 
 const FRAME: Size = Size { width: 1280, height: 800 };
 
@@ -17,7 +18,7 @@ fn text(text: &str) -> InputEvent {
 }
 
 fn key(key: &str) -> InputEvent {
-    InputEvent::Key { key: key.into(), action: Action::Tap }
+    InputEvent::Key { key: key.into(), action: Action::Tap, hold: Duration::ZERO }
 }
 
 #[test]
@@ -50,13 +51,39 @@ fn whatever_is_wrong_is_named_with_its_place() {
             },
             "click.modifiers",
         ),
-        (InputEvent::Move { to: at(1280, 1), relative: false, duration: Duration::ZERO }, "move.to"),
-        (InputEvent::Move { to: at(1, 1), relative: false, duration: long }, "move.duration"),
+        (
+            InputEvent::Move { to: at(1280, 1), relative: false, duration: Duration::ZERO, via: Vec::new() },
+            "move.to",
+        ),
+        (
+            InputEvent::Move { to: at(1, 1), relative: false, duration: long, via: Vec::new() },
+            "move.duration",
+        ),
         (drag(vec![at(0, 0)]), "drag.path"),
         (drag(vec![at(0, 0); 1025]), "drag.path"),
         (drag(vec![at(0, 0), at(0, 800)]), "drag.path"),
-        (InputEvent::Scroll { at: None, delta_x: 1001, delta_y: 0 }, "scroll.delta_x"),
-        (InputEvent::Scroll { at: None, delta_x: 0, delta_y: i32::MIN }, "scroll.delta_y"),
+        (
+            InputEvent::Move {
+                to: at(1, 1),
+                relative: false,
+                duration: Duration::ZERO,
+                via: vec![at(1280, 1)],
+            },
+            "move.via",
+        ),
+        (InputEvent::Key { key: "a".into(), action: Action::Press, hold: MAX_TIME }, "key.hold"),
+        (
+            InputEvent::Scroll { at: None, delta_x: 0, delta_y: 0, pixels: Point { x: 50_001, y: 0 } },
+            "scroll.pixels_x",
+        ),
+        (
+            InputEvent::Scroll { at: None, delta_x: 1001, delta_y: 0, pixels: Point::default() },
+            "scroll.delta_x",
+        ),
+        (
+            InputEvent::Scroll { at: None, delta_x: 0, delta_y: i32::MIN, pixels: Point::default() },
+            "scroll.delta_y",
+        ),
         (key(""), "key.key"),
         (key("VK_NOPE"), "key.key"),
         (InputEvent::Chord { keys: vec![], hold: Duration::ZERO }, "chord.keys"),
@@ -88,7 +115,7 @@ fn a_batch_has_its_bounds_and_its_text_is_counted_together() {
 fn legal_events_pass_and_their_keys_get_their_one_name() {
     let mut batch = vec![
         click(at(1279, 799)),
-        InputEvent::Move { to: at(-50, 9000), relative: true, duration: MAX_TIME },
+        InputEvent::Move { to: at(-50, 9000), relative: true, duration: MAX_TIME, via: Vec::new() },
         InputEvent::Chord { keys: vec!["CTRL".into(), "vk_f5".into()], hold: Duration::ZERO },
         text("Grüße, мир 🎉\n\tx"),
     ];
@@ -123,7 +150,7 @@ fn points_scale_to_the_real_frame_and_stay_in_it() {
     assert_eq!(scale_rect(rect, small, FRAME), Rect { x: 2, y: 2, width: 2, height: 2 });
     let mut batch = vec![
         click(at(320, 200)),
-        InputEvent::Move { to: at(10, -10), relative: true, duration: Duration::ZERO },
+        InputEvent::Move { to: at(10, -10), relative: true, duration: Duration::ZERO, via: Vec::new() },
     ];
     scale(&mut batch, small, FRAME).expect("inside");
     assert_eq!(batch[0].place(), Some(at(641, 401)));
@@ -156,7 +183,10 @@ fn events_are_lowered_to_keys_and_buttons() {
     let left = |down| RawInput::Button { button: MouseButton::Left, down };
     assert_eq!(lower(&click(at(5, 6)), &mut held), [RawInput::Move(at(5, 6)), left(true), left(false)]);
     assert_eq!(
-        lower(&InputEvent::Move { to: at(-50, 1), relative: true, duration: Duration::ZERO }, &mut held),
+        lower(
+            &InputEvent::Move { to: at(-50, 1), relative: true, duration: Duration::ZERO, via: Vec::new() },
+            &mut held
+        ),
         [RawInput::Move(at(0, 7))],
         "relative to where it is, and never outside"
     );
@@ -166,13 +196,13 @@ fn events_are_lowered_to_keys_and_buttons() {
     );
     let chord = InputEvent::Chord { keys: vec!["Control_L".into(), "c".into()], hold: Duration::ZERO };
     assert_eq!(lower(&chord, &mut held), [down("Control_L"), down("c"), up("c"), up("Control_L")]);
-    let scroll = InputEvent::Scroll { at: None, delta_x: -1, delta_y: 2 };
+    let scroll = InputEvent::Scroll { at: None, delta_x: -1, delta_y: 2, pixels: Point::default() };
     let wheel = |step| RawInput::Wheel(step);
     assert_eq!(
         lower(&scroll, &mut held),
         [wheel(WheelStep::Left), wheel(WheelStep::Down), wheel(WheelStep::Down)]
     );
-    let press = InputEvent::Key { key: "Shift_L".into(), action: Action::Press };
+    let press = InputEvent::Key { key: "Shift_L".into(), action: Action::Press, hold: Duration::ZERO };
     lower(&press, &mut held);
     lower(&InputEvent::Button { button: MouseButton::Right, action: Action::Press }, &mut held);
     assert_eq!(
@@ -184,8 +214,10 @@ fn events_are_lowered_to_keys_and_buttons() {
 
 #[test]
 fn what_only_an_agent_can_do_says_so() {
-    for event in [text("мир"), InputEvent::Move { to: at(1, 1), relative: true, duration: Duration::ZERO }]
-    {
+    for event in [
+        text("мир"),
+        InputEvent::Move { to: at(1, 1), relative: true, duration: Duration::ZERO, via: Vec::new() },
+    ] {
         let error = to_raw(&event, 3, FRAME, &mut Held::default()).expect_err("needs the agent");
         assert_eq!(error.index, 3);
         assert!(matches!(error.problem, InputProblem::NeedsAgent(_)));
@@ -201,6 +233,7 @@ fn waits_have_limits() {
             quiet: Duration::from_secs(quiet),
             timeout: Duration::from_secs(timeout),
             ignore,
+            ..SettleOptions::default()
         })
         .map_err(|error| error.violations[0].field.clone())
     };
@@ -209,4 +242,48 @@ fn waits_have_limits() {
     assert_eq!(check(11, 10, 0), Err("settle.quiet".into()));
     assert_eq!(check(1, 121, 0), Err("settle.timeout".into()));
     assert_eq!(check(1, 10, 65), Err("settle.ignore".into()));
+    let wanted = PixelCondition { at: at(1, 1), rgb: [0; 3], tolerance: 0 };
+    let pixels = |count| SettleOptions {
+        quiet: Duration::ZERO,
+        pixels: vec![wanted; count],
+        ..SettleOptions::default()
+    };
+    assert!(check_settle(&pixels(16)).is_ok(), "a condition needs no quiet screen");
+    assert_eq!(check_settle(&pixels(17)).expect_err("many").violations[0].field, "settle.pixels");
+}
+
+#[test]
+fn a_colour_is_met_within_its_tolerance_in_each_part() {
+    let wanted = PixelCondition { at: at(0, 0), rgb: [100, 50, 0], tolerance: 10 };
+    assert!(wanted.is([10, 40, 110]));
+    for off in [[11, 50, 100], [0, 61, 100], [0, 50, 89]] {
+        assert!(!wanted.is(off), "{off:?}");
+    }
+}
+
+#[test]
+fn a_smooth_move_passes_its_points_at_one_speed() {
+    let mut held = Held::default();
+    lower(&click(at(0, 0)), &mut held);
+    let duration = Duration::from_millis(200);
+    let event = InputEvent::Move { to: at(100, 100), relative: false, duration, via: vec![at(100, 0)] };
+    let steps = to_raw(&event, 0, FRAME, &mut held).expect("can be lowered");
+    let waited: Duration =
+        steps.iter().map(|s| if let RawStep::Wait(time) = s { *time } else { Duration::ZERO }).sum();
+    assert_eq!(waited, duration);
+    let places: Vec<Point> = steps
+        .iter()
+        .filter_map(|s| if let RawStep::Do(RawInput::Move(to)) = s { Some(*to) } else { None })
+        .collect();
+    assert_eq!((places.len(), places[4], places[9]), (10, at(100, 0), at(100, 100)));
+    assert_eq!((places[1], places[6]), (at(40, 0), at(100, 40)));
+}
+
+#[test]
+fn pixels_become_whole_notches() {
+    for (pixels, expected) in
+        [(0, 0), (26, 0), (27, 1), (53, 1), (-53, -1), (-79, -1), (-80, -2), (50_000, 943)]
+    {
+        assert_eq!(notches(pixels), expected, "{pixels}");
+    }
 }

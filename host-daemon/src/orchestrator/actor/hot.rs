@@ -15,7 +15,7 @@ use crate::model::error::Result;
 use crate::model::lease::{Check, Receipt};
 use crate::model::record::{Availability, Vm};
 use crate::model::vm::VmState;
-use crate::orchestrator::pools::Ready;
+use crate::orchestrator::pools::{Claim, Ready};
 use crate::orchestrator::{Shared, leases};
 
 /// Age up to which a proof is good enough for a receipt.
@@ -91,6 +91,11 @@ impl Actor {
         if !open || self.row.hot || readiness(&self.row, true, false) != Some(Ready::Warm) {
             return Ok(());
         }
+        self.heat_clean(None).await
+    }
+
+    /// Brings a clean VM to run. The claim is given up once that is done.
+    pub(super) async fn heat_clean(&mut self, _claim: Option<Claim>) -> Result<()> {
         match self.resume_hot().await {
             Ok(()) => {
                 self.watch_hot();
@@ -154,6 +159,9 @@ async fn keep_proven(shared: &Arc<Shared>, handle: &Handle, run: u64) {
                 let at = Instant::now();
                 handle.proofs.set(Proof { run, epoch, checks, took: at - began, at });
                 failed = false;
+                if known && let Some(pool) = handle.look(|row| row.pool.clone()) {
+                    shared.pools.proven_again(&pool, &handle.id);
+                }
                 if !std::mem::replace(&mut known, true) {
                     let row = handle.row();
                     shared.pools.proved(&row.template, None);

@@ -16,6 +16,9 @@ use crate::model::vm::VmState;
 use crate::orchestrator::pools::Ready;
 use crate::store::StoreError;
 
+/// Why a VM is reset after a lease.
+pub(super) const GIVEN_BACK: &str = "given back";
+
 impl Actor {
     /// Gives the VM to a lease; nothing when it is not ready after all. The lease as it is then: with its receipt when
     /// the VM is hot.
@@ -84,12 +87,21 @@ impl Actor {
             reason.clone_into(&mut lease.end_reason);
             lease.ended_at = Some(Timestamp::now());
             let held = self.row.lease.as_ref() == Some(id);
+            let resets = pending == Some(Pending::Reset)
+                && !self.parked
+                && self.row.state.may_become(VmState::Resetting);
             let next = held.then(|| {
                 self.next(|row| {
                     row.availability = Availability::Idle;
                     row.lease = None;
                     row.suspended = false;
                     row.pending = pending;
+                    if resets {
+                        // It would be the next write anyway, since nothing comes between this command and what is pending.
+                        row.state = VmState::Resetting;
+                        GIVEN_BACK.clone_into(&mut row.state_reason);
+                        row.state_since = Timestamp::now();
+                    }
                     if ended == EndedAs::VmLost {
                         // In one step: nobody shall see it running and free.
                         row.state = VmState::Error;
@@ -110,6 +122,10 @@ impl Actor {
             }
             tracing::info!(vm = %self.row.id, lease = %id, ?ended, reason, "lease ended");
             if let Some(next) = next {
+                let (from, to) = (self.row.state, next.state);
+                if from != to {
+                    tracing::info!(vm = %self.row.id, %from, %to, cause = next.state_reason, "vm state");
+                }
                 let suspended = self.row.suspended;
                 self.show(next);
                 if suspended && let Some(pool) = &self.row.pool {

@@ -25,6 +25,8 @@ use crate::orchestrator::view::GuestView;
 /// Pauses after a failed try: a guest that boots is asked often enough, one that has no agent not too often.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A guest whose desktop hangs must not hold up the end of its lease for longer.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// The link to one VM's agent.
 pub(in crate::orchestrator) struct Link {
@@ -101,6 +103,14 @@ impl Link {
                 tracing::error!(vm = %self.vm, %error, "the link's task failed");
                 self.ended();
             }
+        }
+    }
+
+    /// Lets go of every key and button. A guest that can't be told has nobody at its keyboard any more either way, so this
+    /// is no reason to fail.
+    pub(super) async fn release_input(&self) {
+        if let Err(error) = self.hub.release_input(Instant::now() + RELEASE).await {
+            tracing::warn!(vm = %self.vm, error = &error as &dyn std::error::Error, "keys may be held down");
         }
     }
 

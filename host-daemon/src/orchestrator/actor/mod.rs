@@ -33,6 +33,7 @@ use crate::model::ids::VmId;
 use crate::model::record::{Availability, Pending, Vm};
 use crate::model::vm::VmState;
 use crate::orchestrator::asked::asker;
+use crate::orchestrator::pools::HotPlace;
 use crate::orchestrator::view::GuestView;
 use hot::Proofs;
 pub(super) use hot::readiness;
@@ -133,6 +134,8 @@ pub(super) struct Actor {
     running: watch::Sender<Option<Run>>,
     link: Arc<Link>,
     proofs: Proofs,
+    /// While its row says that it is hot.
+    hot_place: Option<HotPlace>,
     /// The VM is gone: stop after this command.
     deleted: bool,
     /// The daemon stops: what is pending is left to the next start.
@@ -169,9 +172,11 @@ impl Actor {
             running,
             link,
             proofs,
+            hot_place: None,
             deleted: false,
             parked: false,
         };
+        actor.count_hot();
         shared.registry.insert(handle.clone());
         let gone = handle.hub.clone();
         let mut guest = actor.link.guest();
@@ -220,8 +225,21 @@ impl Actor {
     /// Shows a row that the store has.
     fn show(&mut self, row: Vm) {
         self.row = row.clone();
+        self.count_hot();
         self.published.send_replace(row);
         self.shared.pools.vm_changed(&self.row, self.proofs.any());
+    }
+
+    fn count_hot(&mut self) {
+        let pool = self.row.pool.as_ref().filter(|_| self.row.hot);
+        match pool {
+            None => self.hot_place = None,
+            Some(pool) if self.hot_place.is_none() => {
+                self.hot_place = Some(self.shared.pools.hot_place(pool));
+            }
+            // Its pool does not change while it is hot.
+            Some(_) => {}
+        }
     }
 
     fn set_run(&mut self, run: Option<Run>) {
@@ -329,7 +347,7 @@ impl Actor {
         let Some(pending) = self.row.pending else { return };
         let result = match pending {
             Pending::Delete => self.delete().await,
-            Pending::Reset => self.reset("given back").await,
+            Pending::Reset => self.give_back().await,
             Pending::Save => self.keep().await,
         };
         if let Err(error) = result {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::lease::GIVEN_BACK;
 use super::{Actor, illegal};
 use crate::guest::Session;
 use crate::hypervisor::{HvError, Observed, Origin, Rest, Run, Stop, VmDefinition};
@@ -102,7 +103,18 @@ impl Actor {
         match self.row.state {
             VmState::Running => return Ok(()),
             VmState::Paused => {}
-            _ => self.enter_with(VmState::Resuming, cause, |row| row.hot = hot).await?,
+            _ => {
+                self.enter_with(VmState::Resuming, cause, |row| {
+                    row.hot = hot;
+                    if hot {
+                        // It may come straight from being put back to clean.
+                        row.clean = true;
+                        row.pending = None;
+                        row.ip_address = String::new();
+                    }
+                })
+                .await?;
+            }
         }
         match self.shared.hv.resume(&self.row.id).await {
             Ok(run) => {
@@ -210,18 +222,44 @@ impl Actor {
 
     /// Back to clean. A leased VM ends running, another one at rest.
     pub(in crate::orchestrator) async fn reset(&mut self, cause: &str) -> Result<()> {
-        self.enter_with(VmState::Resetting, cause, |row| {
-            // A crash in the middle must not leave a free VM half reset.
-            if row.availability != Availability::Leased {
-                row.pending = Some(Pending::Reset);
+        let rest = self.wipe(cause).await?;
+        self.rested(rest, cause, true).await
+    }
+
+    /// Back to clean, and to its pool: at rest, or hot if that is what the pool is short of.
+    pub(super) async fn give_back(&mut self) -> Result<()> {
+        let rest = self.wipe(GIVEN_BACK).await?;
+        let hot = rest == Rest::Saved && self.row.availability == Availability::Idle && !self.parked;
+        let claim =
+            self.row.pool.as_ref().filter(|_| hot).and_then(|pool| self.shared.pools.claim_heat(pool));
+        match claim {
+            Some(claim) => {
+                if let Err(error) = self.heat_clean(Some(claim)).await {
+                    // It is kept out of use already, and nothing is left of what was pending.
+                    tracing::warn!(vm = %self.row.id, error = &error as &dyn std::error::Error, "not made hot");
+                }
+                Ok(())
             }
-        })
-        .await?;
+            None => self.rested(rest, GIVEN_BACK, true).await,
+        }
+    }
+
+    async fn wipe(&mut self, cause: &str) -> Result<Rest> {
+        // The end of a lease may have written it.
+        if self.row.state != VmState::Resetting || self.row.pending != Some(Pending::Reset) {
+            self.enter_with(VmState::Resetting, cause, |row| {
+                // A crash in the middle must not leave a free VM half reset.
+                if row.availability != Availability::Leased {
+                    row.pending = Some(Pending::Reset);
+                }
+            })
+            .await?;
+        }
         self.link.close().await;
         match self.shared.hv.reset(&self.row.id).await {
             Ok(rest) => {
                 self.set_run(None);
-                self.rested(rest, cause, true).await
+                Ok(rest)
             }
             Err(error) => Err(self.failed("reset", error.into()).await),
         }
@@ -249,6 +287,10 @@ impl Actor {
 
     /// Kept as it is for its last holder: saved, and no longer the pool's.
     pub(super) async fn keep(&mut self) -> Result<()> {
+        // The end of a session does that as well, but where the VM runs on there is no such end.
+        if self.row.state == VmState::Running {
+            self.link.release_input().await;
+        }
         // One that its holder switched off or that failed is kept just so.
         let holds_memory = matches!(self.row.state, VmState::Running | VmState::Paused);
         if holds_memory && self.shared.hv.capabilities().save {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lot::Lot;
 use super::survey::Survey;
-use super::{PoolState, Ready, making, preempt};
+use super::{PoolState, making, preempt};
 use crate::model::error::Result;
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::{PoolId, VmId};
@@ -46,6 +46,7 @@ pub(in crate::orchestrator) fn control(shared: &Arc<Shared>, id: PoolId, paused:
         places: Arc::new(Semaphore::new(shared.settings.provision_parallel.max(1))),
         heating: Arc::new(Semaphore::new(shared.settings.provision_parallel.max(1))),
         planned: AtomicU32::new(0),
+        hot: shared.pools.hot_count(&id),
         to_heat: AtomicU32::new(0),
         surplus_since: Mutex::default(),
     });
@@ -97,7 +98,11 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
     if pool.deleting {
         return dissolve(shared, &pool).await;
     }
-    state.lot().paused = pool.paused;
+    {
+        let mut lot = state.lot();
+        lot.paused = pool.paused;
+        lot.hot_wanted = pool.spec.options.hot;
+    }
     if pool.paused {
         state.lot().shortfalls = vec![Shortfall::new(ShortfallReason::Paused, 0, "the pool is paused")];
         return Ok(Next::Wait(LOOK_EVERY));
@@ -107,6 +112,10 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
     };
     let mut survey = Survey::of(shared, &pool, Some(state));
     // What is ready and nobody was told of, for instance because deleting it failed.
+    {
+        let lot = state.lot();
+        survey.ready.retain(|(vm, facts)| !lot.knows(vm, facts.ready));
+    }
     for (vm, facts) in std::mem::take(&mut survey.ready) {
         PoolState::offer(state, vm, facts, shared.pools.now());
     }
@@ -119,7 +128,7 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
     let (surplus, later) = surplus(shared, state, &pool, plan.delete);
     wait = later.map_or(wait, |later| wait.min(later));
     for _ in 0..surplus {
-        let Some(ticket) = Lot::take_out(state, |_, ready| ready == Ready::Warm) else { break };
+        let Some(ticket) = Lot::take_warm(state) else { break };
         condemn(shared, &ticket.vm).await;
         ticket.used();
     }
@@ -158,7 +167,7 @@ fn surplus(shared: &Shared, state: &PoolState, pool: &Pool, delete: u32) -> (u32
 async fn retire(shared: &Arc<Shared>, state: &Arc<PoolState>, survey: &Survey, how_many: u32) {
     for vm in survey.outdated.iter().take(usize::try_from(how_many).unwrap_or(usize::MAX)) {
         // One that is not ready yet has no ticket; one whose ticket is under way stays.
-        let ticket = Lot::take_out(state, |id, _| id == vm);
+        let ticket = Lot::take_out(state, vm);
         if ticket.is_some() || survey.hot.contains(vm) {
             condemn(shared, vm).await;
         }
@@ -175,11 +184,10 @@ fn heat(shared: &Arc<Shared>, state: &Arc<PoolState>, survey: &Survey, plan: &Po
     }
     let more = plan.heat.saturating_sub(state.to_heat.load(Ordering::Acquire));
     if more > 0 {
-        state.to_heat.fetch_add(more, Ordering::Relaxed);
-        shared.tasks.spawn(heat_some(Arc::clone(shared), ToHeat { state: Arc::clone(state), left: more }));
+        shared.tasks.spawn(heat_some(Arc::clone(shared), ToHeat::new(state, more)));
     }
     for vm in survey.hot.iter().rev().take(usize::try_from(plan.cool).unwrap_or(usize::MAX)) {
-        let ticket = Lot::take_out(state, |id, _| id == vm);
+        let ticket = Lot::take_out(state, vm);
         let Ok(handle) = shared.registry.get(vm) else { continue };
         shared.tasks.spawn(async move {
             let done = handle.call(|vm| Box::pin(vm.cool("no longer kept hot"))).await;
@@ -194,9 +202,9 @@ fn heat(shared: &Arc<Shared>, state: &Arc<PoolState>, survey: &Survey, plan: &Po
 }
 
 /// VMs that are to be heated; given up when it is dropped.
-struct ToHeat {
-    state: Arc<PoolState>,
-    left: u32,
+pub(super) struct ToHeat {
+    pub(super) state: Arc<PoolState>,
+    pub(super) left: u32,
 }
 
 impl Drop for ToHeat {
@@ -215,7 +223,7 @@ async fn heat_some(shared: Arc<Shared>, mut batch: ToHeat) {
         if shared.stopping.is_cancelled() || state.lot().callers() > 0 {
             return;
         }
-        let Some(ticket) = Lot::take_out(&state, |_, ready| ready == Ready::Warm) else { return };
+        let Some(ticket) = Lot::take_warm(&state) else { return };
         let Ok(handle) = shared.registry.get(&ticket.vm) else {
             ticket.used();
             continue;

@@ -4,7 +4,7 @@
 //! back. The ticket is only an invitation: the VM's actor decides with a transaction who gets it. A preempted lease stands
 //! in the queue like a caller; it wants no VM but the room for its own, so nobody behind it is served before it has it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -29,7 +29,7 @@ pub(in crate::orchestrator) enum Ready {
 pub(super) struct Facts {
     template: TemplateId,
     gpu: bool,
-    ready: Ready,
+    pub(super) ready: Ready,
 }
 
 impl Facts {
@@ -48,7 +48,12 @@ pub(super) enum Waiting {
 
 /// See the module.
 pub(super) struct Lot {
-    hot: BTreeMap<VmId, Facts>,
+    /// Each with when it was proven last.
+    hot: HashMap<VmId, (u64, Facts)>,
+    /// By when they were proven last: an older proof is too old for a receipt sooner.
+    proven: BTreeMap<u64, VmId>,
+    /// Counts proofs.
+    proofs: u64,
     warm: BTreeMap<VmId, Facts>,
     /// VMs whose tickets are under way.
     invited: HashSet<VmId>,
@@ -60,6 +65,8 @@ pub(super) struct Lot {
     pub(super) closed: bool,
     /// No VM is leased; callers wait.
     pub(super) paused: bool,
+    /// VMs that the pool is to keep hot.
+    pub(super) hot_wanted: u32,
 }
 
 /// An invitation to lease a VM. Dropped unused, the VM goes to the next one.
@@ -98,7 +105,9 @@ impl Drop for Ticket {
 impl Lot {
     pub(super) fn new(queue: Queue<Waiting>) -> Self {
         Self {
-            hot: BTreeMap::new(),
+            hot: HashMap::new(),
+            proven: BTreeMap::new(),
+            proofs: 0,
             warm: BTreeMap::new(),
             invited: HashSet::new(),
             queue,
@@ -106,6 +115,7 @@ impl Lot {
             shortfalls: Vec::new(),
             closed: false,
             paused: false,
+            hot_wanted: 0,
         }
     }
 
@@ -115,17 +125,51 @@ impl Lot {
         if self.invited.contains(&vm) {
             return false;
         }
-        let (to, from) = match facts.ready {
-            Ready::Hot => (&mut self.hot, &mut self.warm),
-            Ready::Warm => (&mut self.warm, &mut self.hot),
+        match facts.ready {
+            Ready::Hot => {
+                self.warm.remove(&vm);
+                if self.hot.contains_key(&vm) {
+                    return false;
+                }
+                self.proofs += 1;
+                self.proven.insert(self.proofs, vm.clone());
+                self.hot.insert(vm, (self.proofs, facts)).is_none()
+            }
+            Ready::Warm => {
+                self.cool(&vm);
+                self.warm.insert(vm, facts).is_none()
+            }
+        }
+    }
+
+    fn cool(&mut self, vm: &VmId) -> Option<Facts> {
+        let (proof, facts) = self.hot.remove(vm)?;
+        self.proven.remove(&proof);
+        Some(facts)
+    }
+
+    /// A hot VM was proven again.
+    pub(super) fn proven_again(&mut self, vm: &VmId) {
+        if let Some((proof, _)) = self.hot.get_mut(vm) {
+            self.proven.remove(proof);
+            self.proofs += 1;
+            *proof = self.proofs;
+            self.proven.insert(self.proofs, vm.clone());
+        }
+    }
+
+    /// Whether it is known to be ready in this way, or its ticket is under way.
+    pub(super) fn knows(&self, vm: &VmId, ready: Ready) -> bool {
+        let there = match ready {
+            Ready::Hot => self.hot.contains_key(vm),
+            Ready::Warm => self.warm.contains_key(vm),
         };
-        from.remove(&vm);
-        to.insert(vm, facts).is_none()
+        there || self.invited.contains(vm)
     }
 
     /// A VM is not ready any more.
     pub(super) fn withdraw(&mut self, vm: &VmId) {
-        self.hot.remove(vm);
+        self.cool(vm);
         self.warm.remove(vm);
     }
 
@@ -159,20 +203,34 @@ impl Lot {
 
     /// A VM for these needs, the readiest first.
     fn pick(&self, needs: &Needs) -> Option<VmId> {
-        let mut all = self.hot.iter().chain(&self.warm);
-        all.find(|(_, facts)| needs.fits(&facts.template, facts.gpu)).map(|(vm, _)| vm.clone())
+        let fits = |facts: &Facts| needs.fits(&facts.template, facts.gpu);
+        let hot = self.proven.values().rev().filter_map(|vm| self.hot.get_key_value(vm));
+        let hot = hot.map(|(vm, (_, facts))| (vm, facts)).find(|(_, facts)| fits(facts));
+        hot.or_else(|| self.warm.iter().find(|(_, facts)| fits(facts))).map(|(vm, _)| vm.clone())
     }
 
-    /// Takes a ready VM out for the controller's own use; the last ones: the others are in the page cache.
-    pub(super) fn take_out(this: &Arc<PoolState>, which: impl Fn(&VmId, Ready) -> bool) -> Option<Ticket> {
+    /// Takes a warm VM out for the controller's own use; the last one: the others are in the page cache.
+    pub(super) fn take_warm(this: &Arc<PoolState>) -> Option<Ticket> {
         let mut lot = this.lot();
-        let all = lot.warm.iter().rev().chain(lot.hot.iter().rev());
-        let vm = all.into_iter().find(|(vm, facts)| which(vm, facts.ready)).map(|(vm, _)| vm.clone())?;
+        let vm = lot.warm.last_key_value()?.0.clone();
         lot.invite(this, vm)
     }
 
+    /// The same for any, a hot one where there is no other.
+    pub(super) fn take_any(this: &Arc<PoolState>) -> Option<Ticket> {
+        let mut lot = this.lot();
+        let warm = lot.warm.last_key_value().map(|(vm, _)| vm.clone());
+        let vm = warm.or_else(|| lot.proven.first_key_value().map(|(_, vm)| vm.clone()))?;
+        lot.invite(this, vm)
+    }
+
+    /// Takes a VM out for the controller's own use, if it is ready.
+    pub(super) fn take_out(this: &Arc<PoolState>, vm: &VmId) -> Option<Ticket> {
+        this.lot().invite(this, vm.clone())
+    }
+
     fn invite(&mut self, pool: &Arc<PoolState>, vm: VmId) -> Option<Ticket> {
-        let facts = self.hot.remove(&vm).or_else(|| self.warm.remove(&vm))?;
+        let facts = self.cool(&vm).or_else(|| self.warm.remove(&vm))?;
         self.invited.insert(vm.clone());
         Some(Ticket { vm, facts, pool: Arc::clone(pool), used: false })
     }

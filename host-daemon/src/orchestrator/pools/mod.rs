@@ -8,9 +8,10 @@
 //! ```
 //!
 //! `lot` brings ready VMs and those who wait together, `control` is the controller, `survey` counts, `making` makes VMs,
-//! `preempt` saves and resumes leased ones.
+//! `hot` knows the short way from a lease back to being hot, `preempt` saves and resumes leased ones.
 
 mod control;
+mod hot;
 mod lot;
 mod making;
 mod preempt;
@@ -33,6 +34,7 @@ use crate::model::ids::{PoolId, TemplateId, VmId};
 use crate::model::queue::{Needs, Place, Queue, Wish};
 use crate::model::record::Vm;
 pub(super) use control::control;
+pub(super) use hot::{Claim, HotPlace};
 use lot::{Facts, Lot, Waiting};
 pub(super) use lot::{Ready, Ticket};
 pub(super) use making::new_row;
@@ -44,6 +46,8 @@ pub(super) struct Pools {
     all: Mutex<HashMap<PoolId, Arc<PoolState>>>,
     /// Templates that fail, whichever pool uses them.
     breakers: Mutex<HashMap<TemplateId, Breakers>>,
+    /// How many VMs are hot.
+    hot: Mutex<HashMap<PoolId, Arc<AtomicU32>>>,
     /// Memory of VMs that are to be made and have no row yet, in MiB.
     planned_mb: AtomicU64,
     /// VMs wait saved; on a hypervisor without saving they wait running.
@@ -80,6 +84,8 @@ pub(super) struct PoolState {
     heating: Arc<Semaphore>,
     /// VMs that are to be made and have no row yet.
     planned: AtomicU32,
+    /// VMs that are hot, shown to be so by their rows.
+    hot: Arc<AtomicU32>,
     /// VMs that are to be brought to run.
     to_heat: AtomicU32,
     /// Since when there are more idle VMs than a pool that follows demand keeps.
@@ -146,6 +152,7 @@ impl Pools {
         Self {
             all: Mutex::default(),
             breakers: Mutex::default(),
+            hot: Mutex::default(),
             planned_mb: AtomicU64::new(0),
             needs_memory,
             settings: settings.clone(),
@@ -190,6 +197,13 @@ impl Pools {
         }
         if !row.state.is_transient() {
             pool.wake.notify_one();
+        }
+    }
+
+    /// A hot VM was proven once more.
+    pub(super) fn proven_again(&self, pool: &PoolId, vm: &VmId) {
+        if let Some(pool) = self.get(pool) {
+            pool.lot().proven_again(vm);
         }
     }
 

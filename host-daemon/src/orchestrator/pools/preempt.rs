@@ -64,7 +64,7 @@ pub(super) fn resume(
             free -= 1;
             None
         } else {
-            let Some(ticket) = Lot::take_out(state, |_, _| true) else { return };
+            let Some(ticket) = Lot::take_any(state) else { return };
             Some(ticket)
         };
         state.lot().queue.leave(place);

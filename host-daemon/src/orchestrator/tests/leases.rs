@@ -328,3 +328,23 @@ async fn lease_when_ended(bench: &Bench, granted: &Granted) -> crate::model::rec
     .await;
     ended
 }
+
+#[tokio::test]
+async fn a_vm_that_is_kept_running_has_no_key_held_down() {
+    use crate::model::input::{Action, InputEvent};
+    use crate::orchestrator::request::Target;
+    use hvkube_proto::guest::v1::input_event::Event;
+    // Without memory to save, a kept VM runs on, in the same session.
+    let bench = Bench::on(World::new(false), 1).await;
+    let granted = bench.acquire().await.expect("granted");
+    let vm = granted.vm.vm.id.clone();
+    let hub = bench.o.desktop(&admin(), &Target::Lease(granted.lease.id.clone())).await.expect("a desktop");
+    let press = InputEvent::Key { key: "ctrl".into(), action: Action::Press, hold: Duration::ZERO };
+    hub.send_input("b", vec![press], None, tokio::time::Instant::now() + LONG).await.expect("pressed");
+    release(&bench.o, &granted, ReleasePolicy::Keep).await;
+    until("kept", async || bench.o.vm(&vm).await.expect("vm").vm.pool.is_none().then_some(())).await;
+    assert_eq!(state(&bench.o, &vm).await, VmState::Running);
+    let agent = bench.world.agent(&vm);
+    let last = agent.state().inputs.last().cloned().expect("an input");
+    assert!(matches!(last.events[0].event, Some(Event::ReleaseAll(_))), "{last:?}");
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Params, params};
 use sqlx::QueryBuilder;
+use sqlx::sqlite::SqlitePool;
 
 use super::row::{Columns, damaged, duration, micros, to_json};
 use super::writer::Tx;
@@ -14,6 +15,7 @@ use crate::model::ids::LeaseId;
 use crate::model::lease::{EndedAs, Receipt};
 use crate::model::query::{LeaseFilter, Page, RequestId};
 use crate::model::record::{Lease, Vm};
+use crate::store::changes::RowChange;
 use crate::store::{StoreError, StoreResult};
 
 fn read(row: &impl Columns) -> StoreResult<Lease> {
@@ -42,13 +44,27 @@ fn read(row: &impl Columns) -> StoreResult<Lease> {
 }
 
 /// Changes a lease that has not ended, and gives it as it then is.
-fn change(tx: &Tx<'_>, context: &'static str, sql: &str, params: impl Params) -> StoreResult<Lease> {
+fn change(tx: &mut Tx<'_>, context: &'static str, sql: &str, params: impl Params) -> StoreResult<Lease> {
     let mut statement = tx.db.prepare_cached(sql).map_err(failed(context))?;
     let mut rows = statement.query(params).map_err(failed(context))?;
-    match rows.next().map_err(failed(context))? {
-        Some(row) => read(row),
-        None => Err(StoreError::Changed("lease")),
-    }
+    let lease = match rows.next().map_err(failed(context))? {
+        Some(row) => read(row)?,
+        None => return Err(StoreError::Changed("lease")),
+    };
+    tx.show(RowChange::Lease(Arc::new(lease.clone())));
+    Ok(lease)
+}
+
+/// Leases, newest first.
+pub(super) async fn list(readers: &SqlitePool, filter: &LeaseFilter, page: &Page) -> StoreResult<Vec<Lease>> {
+    query(filter, page)
+        .build()
+        .fetch_all(readers)
+        .await
+        .map_err(database("list leases"))?
+        .iter()
+        .map(read)
+        .collect()
 }
 
 pub(super) fn query(filter: &LeaseFilter, page: &Page) -> QueryBuilder<sqlx::Sqlite> {
@@ -80,7 +96,7 @@ impl Sqlite {
         events: Vec<Event>,
     ) -> StoreResult<()> {
         let receipt = lease.receipt.as_ref().map(|receipt| to_json("receipt", receipt)).transpose()?;
-        let (vm, lease, request) = (Arc::new(vm.clone()), lease.clone(), request.cloned());
+        let (vm, lease, request) = (Arc::new(vm.clone()), Arc::new(lease.clone()), request.cloned());
         self.writer
             .write(move |tx| {
                 vm::update_in(tx, &vm)?;
@@ -107,6 +123,7 @@ impl Sqlite {
                     ],
                 )?;
                 answer(tx, request.as_ref(), lease.id.as_str(), lease.created)?;
+                tx.show(RowChange::Lease(lease));
                 events.into_iter().try_for_each(|event| tx.event(event))
             })
             .await
@@ -118,7 +135,7 @@ impl Sqlite {
     /// [`StoreError::Changed`] when the VM is not as the caller thought, or the lease has ended, was renewed or moved to
     /// another VM.
     pub async fn end_lease(&self, vm: Option<&Vm>, lease: &Lease, events: Vec<Event>) -> StoreResult<()> {
-        let (vm, lease) = (vm.cloned().map(Arc::new), lease.clone());
+        let (vm, lease) = (vm.cloned().map(Arc::new), Arc::new(lease.clone()));
         self.writer
             .write(move |tx| {
                 if let Some(vm) = &vm {
@@ -138,6 +155,7 @@ impl Sqlite {
                         lease.suspended.map(micros),
                     ],
                 )?;
+                tx.show(RowChange::Lease(lease));
                 events.into_iter().try_for_each(|event| tx.event(event))
             })
             .await
@@ -197,6 +215,9 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Database`], [`StoreError::Damaged`].
     pub async fn lease(&self, id: &LeaseId) -> StoreResult<Option<Lease>> {
+        if let Some(live) = self.changes.lease(id) {
+            return Ok(Some(Lease::clone(&live)));
+        }
         sqlx::query("SELECT * FROM leases WHERE id = ?")
             .bind(id.as_str())
             .fetch_optional(&self.readers)
@@ -211,14 +232,7 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Database`], [`StoreError::Damaged`].
     pub async fn leases(&self, filter: &LeaseFilter, page: &Page) -> StoreResult<Vec<Lease>> {
-        query(filter, page)
-            .build()
-            .fetch_all(&self.readers)
-            .await
-            .map_err(database("list leases"))?
-            .iter()
-            .map(read)
-            .collect()
+        list(&self.readers, filter, page).await
     }
 
     /// Live leases whose time is over, and when the next one's will be.

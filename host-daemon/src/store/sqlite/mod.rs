@@ -24,7 +24,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 use super::changes::Changes;
 use super::{Answered, StoreConfig, StoreError, StoreResult};
-use crate::model::query::{Page, RequestId, VmFilter};
+use crate::model::query::{LeaseFilter, Page, RequestId, VmFilter};
 pub use agent::NextAgent;
 use row::micros;
 use writer::{Tx, Writer, constraint, failed};
@@ -177,7 +177,7 @@ impl Sqlite {
     }
 }
 
-/// What those who watch begin with.
+/// What is kept in memory.
 async fn load_changes(readers: &SqlitePool) -> StoreResult<Changes> {
     const LIST: u32 = 1000;
     let (mut vms, mut pools) = (Vec::new(), Vec::new());
@@ -195,8 +195,16 @@ async fn load_changes(readers: &SqlitePool) -> StoreResult<Changes> {
         page.after = last.id.to_string();
         pools.extend(rows);
     }
+    let mut leases = Vec::new();
+    let mut page = Page { after: String::new(), limit: LIST };
+    loop {
+        let rows = lease::list(readers, &LeaseFilter::default(), &page).await?;
+        let Some(last) = rows.last() else { break };
+        page.after = last.id.to_string();
+        leases.extend(rows);
+    }
     let (floor, head) = event::ends(readers).await?;
-    Ok(Changes::new(vms, pools, head, floor))
+    Ok(Changes::new(vms, pools, leases, head, floor))
 }
 
 /// Remembers what a request made, in the same transaction.

@@ -169,13 +169,7 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Database`], [`StoreError::Damaged`].
     pub async fn pool(&self, id: &PoolId) -> StoreResult<Option<Pool>> {
-        sqlx::query("SELECT * FROM pools WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(database("read a pool"))?
-            .map(|row| read(&row))
-            .transpose()
+        Ok(self.changes.pool(id).map(|pool| Pool::clone(&pool)))
     }
 
     /// Pools by id.

@@ -8,6 +8,7 @@ use super::{Sqlite, vm};
 use crate::model::event::Event;
 use crate::model::record::{Lease, Vm};
 use crate::store::StoreResult;
+use crate::store::changes::RowChange;
 use crate::store::sqlite::row::micros;
 
 impl Sqlite {
@@ -16,7 +17,7 @@ impl Sqlite {
     /// # Errors
     /// [`crate::store::StoreError::Changed`] when the VM is not as the caller thought, or the lease has ended or moved.
     pub async fn suspend_lease(&self, vm: &Vm, lease: &Lease, events: Vec<Event>) -> StoreResult<()> {
-        let (vm, lease) = (Arc::new(vm.clone()), lease.clone());
+        let (vm, lease) = (Arc::new(vm.clone()), Arc::new(lease.clone()));
         self.writer
             .write(move |tx| {
                 vm::update_in(tx, &vm)?;
@@ -32,6 +33,7 @@ impl Sqlite {
                         lease.vm.as_str(),
                     ],
                 )?;
+                tx.show(RowChange::Lease(lease));
                 events.into_iter().try_for_each(|event| tx.event(event))
             })
             .await

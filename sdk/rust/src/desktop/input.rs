@@ -11,7 +11,7 @@ use crate::v1::input_event::Event;
 use crate::v1::{
     ActRequest, ActResponse, ChordEvent, ClickEvent, DragEvent, InputAction, InputEvent, KeyEvent,
     MouseButton, MoveEvent, Point, ReleaseAllEvent, ScreenshotOptions, ScrollEvent, SendInputRequest,
-    SendInputResponse, SettleOptions, Size, TextEvent,
+    SendInputResponse, SettleOptions, Size, StreamInputRequest, TextEvent,
 };
 
 /// What the daemon waits for a settled screen when it is not told.
@@ -38,6 +38,11 @@ impl Input {
         Self::default()
     }
 
+    /// As a message of a stream.
+    pub(crate) fn into_message(self, target: String) -> StreamInputRequest {
+        StreamInputRequest { target, batch_id: fresh_id(), events: self.events, frame_size: self.frame }
+    }
+
     /// The events so far.
     #[must_use]
     pub fn events(&self) -> &[InputEvent] {
@@ -59,6 +64,18 @@ impl Input {
     /// Moves the pointer.
     pub fn move_to(self, x: i32, y: i32) -> Self {
         self.event(Event::Move(MoveEvent { to: Some(Point { x, y }), ..Default::default() }))
+    }
+
+    /// Moves the pointer from where it is; a way off the screen ends at its edge.
+    pub fn move_by(self, x: i32, y: i32) -> Self {
+        self.event(Event::Move(MoveEvent { to: Some(Point { x, y }), relative: true, ..Default::default() }))
+    }
+
+    /// Moves the pointer along points (1 to 1024) at one speed, in `time` (10 s at most) altogether.
+    pub fn glide(self, path: impl IntoIterator<Item = (i32, i32)>, time: Duration) -> Self {
+        let mut via: Vec<_> = path.into_iter().map(|(x, y)| Point { x, y }).collect();
+        let to = via.pop();
+        self.event(Event::Move(MoveEvent { to, relative: false, duration: Some(long(time)), via }))
     }
 
     /// Clicks the left button.
@@ -86,17 +103,42 @@ impl Input {
 
     /// Turns the wheel where the pointer is: notches to the right and down, negative to the left and up.
     pub fn scroll(self, right: i32, down: i32) -> Self {
-        self.event(Event::Scroll(ScrollEvent { at: None, delta_x: right, delta_y: down }))
+        self.event(Event::Scroll(ScrollEvent { delta_x: right, delta_y: down, ..Default::default() }))
+    }
+
+    /// Scrolls by pixels where the guest can, else by whole notches; the answer says what was delivered.
+    pub fn scroll_pixels(self, right: i32, down: i32) -> Self {
+        self.event(Event::Scroll(ScrollEvent { pixels_x: right, pixels_y: down, ..Default::default() }))
     }
 
     /// Turns the wheel at a position.
     pub fn scroll_at(self, x: i32, y: i32, right: i32, down: i32) -> Self {
-        self.event(Event::Scroll(ScrollEvent { at: Some(Point { x, y }), delta_x: right, delta_y: down }))
+        let at = Some(Point { x, y });
+        self.event(Event::Scroll(ScrollEvent { at, delta_x: right, delta_y: down, ..Default::default() }))
     }
 
     /// Taps one key: `Return`, `VK_RETURN` or one character.
     pub fn key(self, key: impl Into<String>) -> Self {
-        self.event(Event::Key(KeyEvent { key: key.into(), action: InputAction::Tap.into() }))
+        self.key_with(key, InputAction::Tap)
+    }
+
+    /// Presses a key and keeps it down, until [`Input::key_up`] or [`Input::release_all`].
+    pub fn key_down(self, key: impl Into<String>) -> Self {
+        self.key_with(key, InputAction::Press)
+    }
+
+    /// Releases a key.
+    pub fn key_up(self, key: impl Into<String>) -> Self {
+        self.key_with(key, InputAction::Release)
+    }
+
+    fn key_with(self, key: impl Into<String>, action: InputAction) -> Self {
+        self.event(Event::Key(KeyEvent { key: key.into(), action: action.into(), hold: None }))
+    }
+
+    /// Holds keys together for a while (10 s at most), then releases them.
+    pub fn hold(self, keys: impl Into<String>, time: Duration) -> Self {
+        self.event(Event::Chord(ChordEvent { keys: keys.into(), hold: Some(long(time)) }))
     }
 
     /// Holds keys together, then releases them: `ctrl+shift+t`.
@@ -106,16 +148,12 @@ impl Input {
 
     /// Types text, whatever the guest's keyboard layout. Newline and tab are those keys. 1 MiB at most.
     pub fn text(self, text: impl Into<String>) -> Self {
-        self.event(Event::Text(TextEvent { text: text.into(), interval: None }))
+        self.event(Event::Text(TextEvent { text: text.into(), ..Default::default() }))
     }
 
     /// Does nothing for a while; 10 s at most.
     pub fn pause(self, time: Duration) -> Self {
-        match time.try_into() {
-            Ok(time) => self.event(Event::Pause(time)),
-            // Longer than the API can say, so beyond what the daemon takes as well: let it refuse the largest.
-            Err(_) => self.event(Event::Pause(prost_types::Duration { seconds: i64::MAX, nanos: 0 })),
-        }
+        self.event(Event::Pause(long(time)))
     }
 
     /// Releases every key and button that is held down.
@@ -133,6 +171,7 @@ impl Input {
             Some(Event::Move(event)) => length(event.duration),
             Some(Event::Drag(event)) => length(event.duration),
             Some(Event::Chord(event)) => length(event.hold),
+            Some(Event::Key(event)) => length(event.hold),
             Some(Event::Text(event)) => {
                 // 5 ms a character where no pace is asked for: a slow guest under emulation types like that.
                 let chars = u32::try_from(event.text.len()).unwrap_or(u32::MAX);
@@ -146,6 +185,11 @@ impl Input {
             .fold(Duration::ZERO, Duration::saturating_add)
             .min(Duration::from_secs(24 * 3600))
     }
+}
+
+/// A time that the API can say. What is longer is beyond what the daemon takes as well: let it refuse the largest.
+pub(crate) fn long(time: Duration) -> prost_types::Duration {
+    time.try_into().unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
 }
 
 impl Target {

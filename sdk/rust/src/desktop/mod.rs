@@ -13,6 +13,7 @@ mod acquire;
 mod exec;
 mod files;
 mod input;
+mod input_sink;
 mod keeper;
 mod target;
 
@@ -23,6 +24,7 @@ pub use acquire::Acquire;
 pub use exec::{Exec, ExecEvent, ExecOutput, ExecStream};
 pub use files::{FileStream, WriteOptions};
 pub use input::{Act, Input};
+pub use input_sink::InputSink;
 pub use keeper::LeaseLost;
 pub use target::Target;
 

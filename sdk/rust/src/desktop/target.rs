@@ -1,14 +1,16 @@
 //! One desktop by name, whoever holds it.
 
+use std::time::Duration;
+
 use futures_util::stream::{Stream, StreamExt as _};
 
 use crate::client::{Client, call};
-use crate::desktop::input::settle_wait;
-use crate::error::Result;
+use crate::desktop::input::{long, settle_wait};
+use crate::error::{Error, Result};
 use crate::names::qualify;
 use crate::v1::{
-    Screenshot, ScreenshotOptions, SettleOptions, StreamScreenshotsRequest, TakeScreenshotRequest,
-    WaitForSettleRequest, WaitForSettleResponse,
+    PixelCondition, Point, Rect, Screenshot, ScreenshotOptions, SettleOptions, SettleResult, Size,
+    StreamScreenshotsRequest, TakeScreenshotRequest, WaitForSettleRequest, WaitForSettleResponse,
 };
 
 /// A desktop by the name of its lease or VM. Cheap to clone; holds no lease of its own.
@@ -73,14 +75,56 @@ impl Target {
         Ok(stream.into_inner().map(move |item| item.map_err(|status| client.error(status))))
     }
 
-    /// Waits until nothing changes any more. A timeout of the options that passes is an answer (`timed_out`), no error.
+    /// Waits until nothing changes any more, or for what the options say. A timeout of the options that passes is an answer
+    /// (`timed_out`), no error.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT`; `FAILED_PRECONDITION` (`VM_NOT_RUNNING`, `LEASE_ENDED`).
     pub async fn wait_for_settle(&self, options: SettleOptions) -> Result<WaitForSettleResponse> {
+        self.wait_for_settle_on(options, None).await
+    }
+
+    /// The same with places read from a picture of this size; without one, they are the real frame's.
+    ///
+    /// # Errors
+    /// As [`Target::wait_for_settle`].
+    pub async fn wait_for_settle_on(
+        &self,
+        options: SettleOptions,
+        frame_size: Option<Size>,
+    ) -> Result<WaitForSettleResponse> {
         let wait = self.client.after(settle_wait(Some(&options)));
-        let request =
-            WaitForSettleRequest { target: self.name.clone(), settle: Some(options), frame_size: None };
+        let request = WaitForSettleRequest { target: self.name.clone(), settle: Some(options), frame_size };
         call!(self.client, Repeatable, wait, desktops.wait_for_settle(request))
+    }
+
+    /// Waits until anything in a region is other than now, `timeout` (120 s) at most.
+    ///
+    /// # Errors
+    /// As [`Target::wait_for_settle`].
+    pub async fn wait_for_change(&self, region: Rect, timeout: Duration) -> Result<SettleResult> {
+        self.wait_until(SettleOptions { regions: vec![region], ..Default::default() }, timeout).await
+    }
+
+    /// Waits until a pixel has a colour (0xRRGGBB), red, green and blue each within `tolerance` of it; `timeout` (120 s) at
+    /// most.
+    ///
+    /// # Errors
+    /// As [`Target::wait_for_settle`].
+    pub async fn wait_for_pixel(
+        &self,
+        (x, y): (i32, i32),
+        rgb: u32,
+        tolerance: u8,
+        timeout: Duration,
+    ) -> Result<SettleResult> {
+        let pixel = PixelCondition { at: Some(Point { x, y }), rgb, tolerance: tolerance.into() };
+        self.wait_until(SettleOptions { pixels: vec![pixel], ..Default::default() }, timeout).await
+    }
+
+    async fn wait_until(&self, options: SettleOptions, timeout: Duration) -> Result<SettleResult> {
+        let timeout = Some(long(timeout));
+        let answer = self.wait_for_settle(SettleOptions { timeout, ..options }).await?;
+        answer.settle.ok_or(Error::Protocol("a wait without an outcome"))
     }
 }

@@ -100,6 +100,46 @@ impl DesktopService for Fake {
         Ok(Response::new(v1::SendInputResponse { completed, epoch: 1, ..Default::default() }))
     }
 
+    async fn stream_input(
+        &self,
+        request: Request<Streaming<v1::StreamInputRequest>>,
+    ) -> Result<Response<v1::StreamInputResponse>, Status> {
+        let mut messages = request.into_inner();
+        let broken = BrokenInput(self.clone());
+        let mut done = v1::StreamInputResponse { epoch: 1, ..Default::default() };
+        let mut index = 0;
+        while let Some(message) = messages.next().await {
+            let message = message?;
+            if index == 0 {
+                target(&message.target)?;
+            }
+            let outside = |event: &v1::InputEvent| {
+                matches!(&event.event, Some(v1::input_event::Event::Click(click))
+                    if click.at.is_some_and(|at| at.x >= WIDTH))
+            };
+            if message.events.iter().any(outside) {
+                std::mem::forget(broken);
+                let field = format!("messages[{index}].events[0].click.at");
+                let told = [("completed_batches", done.batches.to_string())];
+                let told: Vec<_> = told.iter().map(|(key, value)| (*key, value.as_str())).collect();
+                let mut error = details("OUT_OF_FRAME", &told);
+                error.add_bad_request_violation(field.clone(), "x must be 0 to 1279");
+                let text = format!("{field}: a position is outside the frame");
+                return Err(Status::with_error_details(Code::InvalidArgument, text, error));
+            }
+            index += 1;
+            if !message.events.is_empty() {
+                done.batches += 1;
+                done.events += message.events.len() as u64;
+            }
+            self.set(|seen| seen.streamed.push(message));
+        }
+        // As in `write_file`.
+        tokio::task::yield_now().await;
+        std::mem::forget(broken);
+        Ok(Response::new(done))
+    }
+
     async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {
         let request = request.into_inner();
         target(&request.target)?;
@@ -116,10 +156,17 @@ impl DesktopService for Fake {
         &self,
         request: Request<v1::WaitForSettleRequest>,
     ) -> Result<Response<v1::WaitForSettleResponse>, Status> {
-        // A screen that never settles within a second.
-        let timeout = request.into_inner().settle.and_then(|settle| settle.timeout);
-        let timed_out = timeout.is_some_and(|timeout| timeout.seconds < 1);
-        let settle = Some(v1::SettleResult { timed_out, ..Default::default() });
+        // A screen that never settles within a second, and that is white.
+        let settle = request.into_inner().settle.unwrap_or_default();
+        let timed_out = settle.timeout.is_some_and(|timeout| timeout.seconds < 1);
+        let mut result = v1::SettleResult { timed_out, ..Default::default() };
+        if let Some(index) = settle.pixels.iter().position(|pixel| pixel.rgb == 0x00ff_ffff) {
+            result.set_met(v1::SettleCondition::Pixel);
+            result.met_index = u32::try_from(index).expect("few");
+            result.met_after = Some(prost_types::Duration { seconds: 0, nanos: 40_000_000 });
+            result.timed_out = false;
+        }
+        let settle = Some(result);
         Ok(Response::new(v1::WaitForSettleResponse { settle, sequence: 1 }))
     }
 
@@ -227,6 +274,15 @@ struct Broken(Fake);
 impl Drop for Broken {
     fn drop(&mut self) {
         self.0.set(|seen| seen.broken_uploads += 1);
+    }
+}
+
+/// Counts a stream of input that did not end in order.
+struct BrokenInput(Fake);
+
+impl Drop for BrokenInput {
+    fn drop(&mut self) {
+        self.0.set(|seen| seen.broken_streams += 1);
     }
 }
 

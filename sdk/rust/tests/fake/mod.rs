@@ -43,6 +43,10 @@ pub(crate) struct Seen {
     pub(crate) released: Vec<(String, v1::ReleasePolicy)>,
     /// Input batches.
     pub(crate) batches: Vec<v1::SendInputRequest>,
+    /// Messages of streams of input.
+    pub(crate) streamed: Vec<v1::StreamInputRequest>,
+    /// Such streams that did not end in order.
+    pub(crate) broken_streams: u32,
     /// Acts.
     pub(crate) acts: Vec<v1::ActRequest>,
     /// Whole files that were written.

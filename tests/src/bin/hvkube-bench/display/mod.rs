@@ -1,10 +1,14 @@
-//! `display`: screenshots and streams of a desktop of the process backend, seen from a client's process, and peers on the
-//! same screen.
+//! `display`: screenshots, streams and input of a desktop of the process backend, seen from a client's process, and peers on
+//! the same screen.
 //!
 //! Rounds go through all that is measured, ours and the peers' in turns, so that a noisy moment hits all of them.
 
+pub(crate) mod desk;
+mod guest;
+mod input;
 mod paint;
 mod peers;
+mod record;
 mod subscribers;
 
 use std::path::PathBuf;
@@ -20,6 +24,7 @@ use super::cost;
 use super::samples::Samples;
 use paint::{Content, Painter};
 use peers::{Cua, OnDisplay, Scrot};
+use record::Recorder;
 use subscribers::Daemon;
 
 const SIZES: [(u32, u32); 2] = [(1280, 800), (1920, 1080)];
@@ -41,8 +46,11 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) output: PathBuf,
     /// Process of the daemon
-    #[arg(long)]
+    #[arg(long, default_value_t = 0, required_unless_present = "guest")]
     daemon_pid: u32,
+    /// Measure a VM of this template, and nothing else
+    #[arg(long, value_name = "TEMPLATE")]
+    guest: Option<String>,
     /// Measure the computer-server of this Python, and scrot
     #[arg(long, value_name = "PYTHON")]
     cua: Option<PathBuf>,
@@ -50,6 +58,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(client: &Client, args: &Args) -> anyhow::Result<Samples> {
     let mut samples = Samples::default();
+    if let Some(template) = &args.guest {
+        guest::run(client, template, args.runs, &mut samples).await?;
+        return Ok(samples);
+    }
     for (width, height) in SIZES {
         let name = format!("bench-{width}x{height}");
         make_pool(client, &name, width, height).await.with_context(|| format!("make {name}"))?;
@@ -95,7 +107,21 @@ async fn measure(
     let agent: u32 = agent.parse().context("the agent's process")?;
     let painter = Painter::new(&on)?;
     samples.fact("font", painter.font);
-    let painter = screenshots(desktop, args, size, &on, painter, samples).await?;
+    let mut peers = match &args.cua {
+        Some(python) => {
+            let folder = args.output.parent().context("a folder for files")?;
+            let scrot = Scrot { on: on.clone(), file: folder.join("scrot.png") };
+            Some((Cua::start(python, &on)?, scrot))
+        }
+        None => None,
+    };
+    if size == SIZES[0] {
+        let mut recorder = Recorder::new(&on)?;
+        let cua = peers.as_mut().map(|(cua, _)| cua);
+        input::measure(desktop, args.runs, &mut recorder, cua, samples).await?;
+    }
+    let painter = screenshots(desktop, args, size, &mut peers, painter, samples).await?;
+    drop(peers);
     if size == SIZES[SIZES.len() - 1] {
         streams(desktop, args, agent, painter, samples).await?;
     }
@@ -106,34 +132,21 @@ async fn screenshots(
     desktop: &Desktop,
     args: &Args,
     (width, height): (u32, u32),
-    on: &OnDisplay,
+    peers: &mut Option<(Cua, Scrot)>,
     mut painter: Painter,
     samples: &mut Samples,
 ) -> anyhow::Result<Painter> {
-    let mut peers = match &args.cua {
-        Some(python) => {
-            let folder = args.output.parent().context("a folder for files")?;
-            let scrot = Scrot { on: on.clone(), file: folder.join("scrot.png") };
-            Some((Cua::start(python, on)?, scrot))
-        }
-        None => None,
-    };
     for content in Content::ALL {
         let name = |who: &str, how: &str| format!("{who}_{width}x{height}_{}_{how}_ms", content.name());
         for round in 0..=args.runs {
-            // The first round is for everything that is done once.
-            let mut add = |name: String, took: Duration| {
-                if round > 0 {
-                    samples.add_ms(name, took);
-                }
-            };
+            let mut add = samples_of(samples, round);
             for (format, how) in [(ImageFormat::Png, "png"), (ImageFormat::Jpeg, "jpeg")] {
                 painter.show(content)?;
                 add(name("ours", &format!("changing_{how}")), take(desktop, format, (width, height)).await?);
                 take(desktop, format, (width, height)).await?;
                 add(name("ours", &format!("unchanged_{how}")), take(desktop, format, (width, height)).await?);
             }
-            if let Some((cua, scrot)) = &mut peers {
+            if let Some((cua, scrot)) = peers {
                 painter.show(content)?;
                 add(name("cua", "changing"), cua.screenshot()?);
                 add(name("cua", "unchanged"), cua.screenshot()?);
@@ -144,6 +157,15 @@ async fn screenshots(
         eprintln!("screenshots of {} at {width}x{height}", content.name());
     }
     Ok(painter)
+}
+
+/// Where a round's times go: the first round is for everything that is done once.
+fn samples_of(samples: &mut Samples, round: u32) -> impl FnMut(String, Duration) {
+    move |name, took| {
+        if round > 0 {
+            samples.add_ms(name, took);
+        }
+    }
 }
 
 async fn take(desktop: &Desktop, format: ImageFormat, size: (u32, u32)) -> anyhow::Result<Duration> {

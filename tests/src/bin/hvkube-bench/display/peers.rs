@@ -1,4 +1,4 @@
-//! What others take for a screenshot of the same screen: a Cua computer-server, and scrot.
+//! What others take for the same on the same screen: a Cua computer-server, and scrot.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -72,7 +72,25 @@ impl Cua {
 
     /// Takes a screenshot; gives how long the answer took.
     pub(super) fn screenshot(&mut self) -> anyhow::Result<Duration> {
-        let body = r#"{"command":"screenshot","params":{}}"#;
+        let (took, answer) = self.post("screenshot", &serde_json::json!({}))?;
+        let start = String::from_utf8_lossy(&answer[..answer.len().min(500)]).into_owned();
+        ensure!(answer.len() > 1000 && start.contains(PICTURE), "computer-server answered {start}");
+        Ok(took)
+    }
+
+    /// Does anything else; gives how long the answer took.
+    pub(super) fn command(&mut self, command: &str, params: &serde_json::Value) -> anyhow::Result<Duration> {
+        let (took, answer) = self.post(command, params)?;
+        let text = String::from_utf8_lossy(&answer);
+        // `data: {...}`, as an event of a stream.
+        let json = text.trim().trim_start_matches("data:").trim();
+        let told: serde_json::Value = serde_json::from_str(json).context("computer-server's JSON")?;
+        ensure!(told["success"] == true, "computer-server answered {text}");
+        Ok(took)
+    }
+
+    fn post(&mut self, command: &str, params: &serde_json::Value) -> anyhow::Result<(Duration, Vec<u8>)> {
+        let body = serde_json::json!({ "command": command, "params": params }).to_string();
         let began = Instant::now();
         let request = format!(
             "POST /cmd HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -80,10 +98,7 @@ impl Cua {
         );
         self.connection.get_mut().write_all(request.as_bytes())?;
         let answer = self.answer()?;
-        let took = began.elapsed();
-        let start = String::from_utf8_lossy(&answer[..answer.len().min(500)]).into_owned();
-        ensure!(answer.len() > 1000 && start.contains(PICTURE), "computer-server answered {start}");
-        Ok(took)
+        Ok((began.elapsed(), answer))
     }
 
     /// The body of an answer, which comes in chunks.
