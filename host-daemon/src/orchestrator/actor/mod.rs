@@ -137,6 +137,9 @@ pub(super) struct Actor {
     link: Arc<Link>,
     hub: Hub,
     proofs: Proofs,
+    /// Its clean memory was of no use to a lease, for which its disk was booted instead. Known as long as the daemon runs:
+    /// after that the next lease finds it out anew.
+    clean_fails: bool,
     /// While its row says that it is hot.
     hot_place: Option<HotPlace>,
     /// The VM is gone: stop after this command.
@@ -177,6 +180,7 @@ impl Actor {
             running,
             link,
             proofs,
+            clean_fails: false,
             hot_place: None,
             deleted: false,
             parked: false,
