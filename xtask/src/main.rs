@@ -12,6 +12,7 @@ mod fuzz;
 mod image;
 mod interrupt;
 mod progress;
+mod soak;
 mod stage;
 mod system;
 mod test;
@@ -44,6 +45,8 @@ enum Task {
     Bench(bench::Args),
     /// Throw made-up bytes at all that reads what guests send
     Fuzz(fuzz::Args),
+    /// Run the model of the orchestrator for minutes: random operations, faults and crashes
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Soak(args) => soak::run(&args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

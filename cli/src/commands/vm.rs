@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use hvkube_sdk::v1::{StopMode, Vm, VmState, WatchVmsRequest};
 
 use crate::args::{ListArgs, OutputArgs};
-use crate::commands::{checkpoint, console, cp, exec, input, input_lines, screen};
+use crate::commands::{checkpoint, console, cp, desk, exec, input, input_lines, screen};
 use crate::context::Context;
 use crate::output;
 use crate::report::{Failure, Outcome};
@@ -97,6 +97,15 @@ pub(crate) enum Action {
     Scroll(input::Scroll),
     /// Do lines of input as they come: click, move, drag, scroll, key, press, release, type, pause, release-all
     Input(input_lines::Lines),
+    /// What was copied on the desktop
+    #[command(subcommand)]
+    Clipboard(desk::Action),
+    /// List the windows on the desktop, the topmost first
+    Windows(desk::Windows),
+    /// Raise a window and give it the keyboard
+    Focus(desk::Focus),
+    /// Cover parts of the screen in every picture of it until the lease ends; without any, show what is covered
+    Mask(desk::Mask),
     /// Run a program in the guest
     Exec(exec::Exec),
     /// Copy a file into or out of the guest
@@ -189,6 +198,10 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         Action::Drag(args) => return input::drag(context, args).await,
         Action::Scroll(args) => return input::scroll(context, args).await,
         Action::Input(args) => return input_lines::run(context, args).await,
+        Action::Clipboard(action) => return desk::clipboard(context, action).await,
+        Action::Windows(args) => return desk::windows(context, args).await,
+        Action::Focus(args) => return desk::focus(context, args).await,
+        Action::Mask(args) => return desk::mask(context, args).await,
         Action::Exec(args) => return exec::run(context, args).await,
         Action::Cp(args) => return cp::run(context, args).await,
     }

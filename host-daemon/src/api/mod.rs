@@ -23,6 +23,7 @@ mod page;
 mod pictures;
 mod pool;
 mod router;
+mod secret;
 pub mod serve;
 pub mod status;
 mod template;

@@ -18,6 +18,7 @@ use crate::guest::{Captured, GuestError, Have, Session};
 use crate::hypervisor::Hypervisor;
 use crate::model::ids::VmId;
 use crate::model::input_rules::Held;
+use crate::model::mask::Masks;
 use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 /// Where a picture came from, or what did the input.
@@ -269,12 +270,40 @@ impl Hub {
         self.0.view.keyframes.send_modify(|count| *count += 1);
     }
 
+    /// Covers these parts of the screen in every picture from now on, in place of those before; none: nothing.
+    pub fn set_masks(&self, masks: Option<Masks>) {
+        self.0.view.plane.send_modify(|plane| plane.cover(masks));
+        self.0.pictures.clear();
+    }
+
+    /// What is covered.
+    #[must_use]
+    pub fn masks(&self) -> Option<Masks> {
+        self.0.view.plane.borrow().masks().cloned()
+    }
+
+    /// The size of the frame as it is now.
+    ///
+    /// # Errors
+    /// As [`Hub::screenshot`].
+    pub async fn size(&self, deadline: Instant) -> Result<Size, DisplayError> {
+        Ok(self.look(deadline).await?.size)
+    }
+
     pub(super) async fn picture(
         &self,
-        shot: Shot,
+        mut shot: Shot,
         options: &ScreenshotOptions,
     ) -> Result<Picture, DisplayError> {
-        self.0.pictures.get(&self.0.encoders, shot, options).await
+        loop {
+            let picture = self.0.pictures.get(&self.0.encoders, shot.clone(), options).await?;
+            let covered = self.0.view.plane.borrow().covered().clone();
+            // What was covered while it was encoded is covered in it too.
+            if covered.generation == shot.covered.generation {
+                return Ok(picture);
+            }
+            shot.covered = covered;
+        }
     }
 
     /// The screen as it is now, from the agent or else the hypervisor.

@@ -245,7 +245,8 @@ pub(super) fn event(event: &InputEvent) -> pb::InputEvent {
             E::Chord(pb::Chord { keys: keys.clone(), hold: some_duration(*hold) })
         }
         InputEvent::Text { text, interval } => {
-            E::Text(pb::Text { text: text.clone(), interval: some_duration(*interval) })
+            let text = text.expose().unwrap_or_default().to_owned();
+            E::Text(pb::Text { text, interval: some_duration(*interval) })
         }
         InputEvent::Pause(time) => E::Pause(duration(*time)),
         InputEvent::ReleaseAll => E::ReleaseAll(pb::ReleaseAll {}),

@@ -85,6 +85,8 @@ reasons! {
     ConsoleTicketUnknown = "CONSOLE_TICKET_UNKNOWN", NotFound;
     /// No such program in the guest.
     ProgramNotFound = "PROGRAM_NOT_FOUND", NotFound;
+    /// No such window on the desktop.
+    WindowNotFound = "WINDOW_NOT_FOUND", NotFound;
     /// The id is taken.
     AlreadyExists = "RESOURCE_EXISTS", AlreadyExists;
     /// The VM's state does not allow the move.
@@ -137,6 +139,8 @@ reasons! {
     AdminOnly = "ADMIN_ONLY", PermissionDenied;
     /// Somebody else holds the lease.
     LeaseNotYours = "LEASE_NOT_YOURS", PermissionDenied;
+    /// The secret is not the caller's to have typed there.
+    SecretNotAllowed = "SECRET_NOT_ALLOWED", PermissionDenied;
     /// Somebody else submitted, or claimed, the agent.
     AgentNotYours = "AGENT_NOT_YOURS", PermissionDenied;
     /// The desktop user may not.
@@ -151,6 +155,10 @@ reasons! {
     TooManyConsoles = "TOO_MANY_CONSOLES", ResourceExhausted;
     /// The encoded picture is larger than asked.
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
+    /// The clipboard holds more than asked.
+    ClipboardTooLarge = "CLIPBOARD_TOO_LARGE", ResourceExhausted;
+    /// The daemon keeps as many secrets as it may.
+    TooManySecrets = "TOO_MANY_SECRETS", ResourceExhausted;
     /// The agent keeps as many pictures as it may.
     TooManyScreenshots = "TOO_MANY_SCREENSHOTS", ResourceExhausted;
     /// No session with the guest's agent.

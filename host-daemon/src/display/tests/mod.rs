@@ -1,5 +1,7 @@
 //! Hubs with an agent in memory, and with none.
 
+mod masks;
+mod secrets;
 pub(super) mod stub;
 
 use std::time::Duration;

@@ -5,7 +5,9 @@ pub(super) mod consoles;
 mod desktops;
 pub(super) mod host;
 mod leases;
+mod masks;
 mod pools;
+mod secrets;
 mod templates;
 mod vms;
 
