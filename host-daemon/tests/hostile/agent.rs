@@ -103,7 +103,9 @@ impl Agent {
     pub(crate) fn start(self) -> (UnixStream, JoinHandle<()>) {
         run(|mut io| async move {
             greet(&mut io).await;
-            let incoming = stream::once(std::future::ready(Ok::<_, std::io::Error>(io)));
+            // Without an end, or the runtime would go, and the connection with it.
+            let incoming =
+                stream::once(std::future::ready(Ok::<_, std::io::Error>(io))).chain(stream::pending());
             let _ = tonic::transport::Server::builder()
                 .http2_max_header_list_size(1 << 20)
                 .max_frame_size(1 << 20)

@@ -21,6 +21,14 @@ pub(crate) fn leave_out_this_thread() {
     GUEST.set(true);
 }
 
+/// Makes something for a guest, which is left out too.
+pub(crate) fn apart<T>(make: impl FnOnce() -> T) -> T {
+    let before = GUEST.replace(true);
+    let made = make();
+    GUEST.set(before);
+    made
+}
+
 /// Bytes held now.
 pub(crate) fn held() -> usize {
     HELD.load(Ordering::Relaxed)

@@ -196,7 +196,7 @@ async fn bombs_become_one_frame_and_endless_answers_nothing() {
         let session = open(io, soon()).await.expect("a session");
         protocol(session.capture(Have::default(), Duration::ZERO, false, soon()).await, "more than the 4096");
         // A message of 2 MiB is refused by its length.
-        let (io, _) = endless(rect(0, 0, 1, 1, pb::Packing::Raw, &vec![0; 2 << 20])).start();
+        let (io, _) = count::apart(|| endless(rect(0, 0, 1, 1, pb::Packing::Raw, &vec![0; 2 << 20]))).start();
         let session = open(io, soon()).await.expect("a session");
         protocol(session.capture(Have::default(), Duration::ZERO, false, soon()).await, "decoded message");
         // One that begins and does not go on ends with the deadline.
@@ -224,16 +224,20 @@ async fn lists_and_texts_without_end_are_refused_by_their_length() {
     let words = |count| vec![String::new(); count];
     costs(NO_SCREEN, async {
         // Two bytes each on the wire, and twenty-four in memory.
-        let attach = pb::AttachResponse { warnings: words(1 << 20), ..Default::default() };
+        let attach = count::apart(|| pb::AttachResponse { warnings: words(1 << 20), ..Default::default() });
         let (io, _) = Agent { attach, ..Agent::default() }.start();
         protocol(open(io, soon()).await, "decoded message");
-        let attach = pb::AttachResponse { os: "x".repeat(1 << 20), ..Default::default() };
+        let attach = count::apart(|| pb::AttachResponse { os: "x".repeat(1 << 20), ..Default::default() });
         let (io, _) = Agent { attach, ..Agent::default() }.start();
         protocol(open(io, soon()).await, "decoded message");
 
-        let settle = pb::SettleResponse { changed: vec![pb::Rect::default(); 1 << 20], ..Default::default() };
-        let input = pb::InputResponse { settle: Some(settle.clone()), ..Default::default() };
-        let beat = pb::HeartbeatResponse { ip_addresses: words(1 << 16), ..Default::default() };
+        let settle = count::apart(|| pb::SettleResponse {
+            changed: vec![pb::Rect::default(); 1 << 20],
+            ..Default::default()
+        });
+        let input = count::apart(|| pb::InputResponse { settle: Some(settle.clone()), ..Default::default() });
+        let beat =
+            count::apart(|| pb::HeartbeatResponse { ip_addresses: words(1 << 16), ..Default::default() });
         let beats = Arc::new(move || stream::repeat(beat.clone()).boxed());
         let (io, _) = Agent { settle, input, beats, ..Agent::default() }.start();
         let session = open(io, soon()).await.expect("a session");

@@ -13,7 +13,7 @@ async fn viewer(
     stub: &std::sync::Arc<Stub>,
     view_only: bool,
 ) -> (DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
-    let hub = Hub::new(VmId::new("v").expect("legal"), stub.clone(), Encoders::default());
+    let hub = Hub::new(VmId::new("viewed").expect("legal"), stub.clone(), Encoders::default());
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     let served = tokio::spawn(async move { serve(&hub, "vms/v", view_only, theirs).await });
     (ours, served)
