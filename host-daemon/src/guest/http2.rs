@@ -15,15 +15,12 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::error::GuestError;
+use super::limits::{CONNECTION_WINDOW, MAX_HEADERS, STREAM_WINDOW};
 use super::port::Port;
 use super::session::{PING_EVERY, PING_TIMEOUT};
 
-/// Flow-control windows: a full frame streams without waiting for the other end under emulation.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Fewer, larger frames: each costs the guest a system call.
 const MAX_FRAME: u32 = 1 << 20;
-const MAX_HEADERS: u32 = 16 << 10;
 
 /// The way to a guest's services. Clones share the connection, which ends with the last of them.
 #[derive(Clone, Debug)]

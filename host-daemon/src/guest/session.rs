@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use hvkube_proto::guest::v1 as pb;
+use pb::desktop_service_client::DesktopServiceClient;
 use pb::display_service_client::DisplayServiceClient;
 use pb::process_service_client::ProcessServiceClient;
 use pb::supervisor_service_client::SupervisorServiceClient;
@@ -15,14 +16,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::GuestError;
 use super::hello::greet;
 use super::http2::Http2;
+use super::limits::{MAX_ANSWER, MAX_FRAME_PART, MAX_MESSAGE};
 use super::port::Port;
 use super::types::{AttachParams, Attached, Captured, Have, Heartbeat, OpenOptions, Probe};
 use super::wire;
 use crate::hypervisor::{GuestStream, Hypervisor};
 use crate::model::ids::VmId;
 
-/// Largest message taken from a guest: a band of raw pixels is 1 MiB, and nothing else comes near.
-const MAX_MESSAGE: usize = 2 << 20;
 /// A guest that answers no ping for this long is hung. Under emulation on a loaded host seconds pass.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(10);
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -31,6 +31,8 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many newer hellos one stream may bring before it is given up.
 const MAX_GREETINGS: u32 = 16;
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Between two heartbeats that are read: more come from nobody well-meaning.
+const HEARTBEAT_GAP: Duration = Duration::from_millis(50);
 /// When a session is asked for its first one.
 const FIRST_HEARTBEAT: Duration = Duration::from_millis(500);
 /// Between two tries to connect: first and longest pause.
@@ -254,6 +256,10 @@ impl Session {
         ProcessServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
     }
 
+    pub(super) fn desktop(&self) -> DesktopServiceClient<Http2> {
+        self.0.calls.desktop()
+    }
+
     pub(super) async fn call<T>(
         &self,
         what: &'static str,
@@ -270,12 +276,22 @@ impl Session {
 }
 
 impl Calls {
+    /// For calls that are answered with a few numbers and texts.
     pub(super) fn display(&self) -> DisplayServiceClient<Http2> {
-        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// For calls that are answered with pixels.
+    pub(super) fn pixels(&self) -> DisplayServiceClient<Http2> {
+        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_PART)
+    }
+
+    fn desktop(&self) -> DesktopServiceClient<Http2> {
+        DesktopServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn supervisor(&self) -> SupervisorServiceClient<Http2> {
-        SupervisorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        SupervisorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     fn glance(&self, deadline: Instant) -> Glance {
@@ -364,6 +380,7 @@ async fn beat(calls: Calls, interval: Duration, beats: watch::Sender<Option<Hear
                     let mut stream = stream.into_inner();
                     while let Some(Ok(beat)) = stream.next().await {
                         beats.send_replace(Some(wire::heartbeat(&beat)));
+                        sleep(HEARTBEAT_GAP).await;
                     }
                 }
                 Err(status) if status.code() == tonic::Code::Unimplemented => break,

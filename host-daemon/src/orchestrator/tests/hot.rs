@@ -166,6 +166,16 @@ async fn a_guest_that_is_silent_after_its_resume_is_reset_and_then_booted() {
         assert_eq!(receipt.replaced, 0);
         release(&bench.o, &granted, ReleasePolicy::Reset).await;
         bench.ready("desk", 1).await;
+        if boot {
+            // Its clean memory is no good, so its disk was booted once more, while nobody waited, and saved.
+            assert_eq!((bench.world.count("start"), bench.world.count("save")), (booted + 2, 1));
+            let again = bench.acquire().await.expect("granted");
+            let receipt = again.lease.receipt.clone().expect("receipt");
+            assert!(!receipt.checks[0].detail.contains("booted"), "{receipt:?}");
+            assert_eq!(bench.world.count("start"), booted + 2);
+            release(&bench.o, &again, ReleasePolicy::Reset).await;
+            bench.ready("desk", 1).await;
+        }
         bench.check().await;
     }
 }
