@@ -129,6 +129,7 @@ fn phases() -> Vec<(String, String)> {
                 ("acquire_ms", "acquire, ms"),
                 ("release_ms", "release, ms"),
                 ("cpu_us", "daemon's CPU of one, us"),
+                ("idle_cpu", "daemon's CPU when idle, %"),
                 ("proven_before", "proven before, %"),
             ] {
                 out.push((format!("{kind}_{what}_{size}"), format!("{size} {kind}: {title}")));

@@ -23,6 +23,8 @@ const TEMPLATE: &str = "sim";
 const POOL: &str = "bench";
 /// Nothing here takes so long unless it is stuck.
 const FULL: Duration = Duration::from_secs(300);
+/// How long the daemon is watched while nobody asks for anything.
+const IDLE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
 /// Callers at once.
 const CALLERS: usize = 64;
@@ -166,7 +168,7 @@ impl Run<'_> {
     }
 
     /// Takes VMs and gives them back for a while, and then waits until the pool is as it was: what a lease costs ends with
-    /// its VM being ready for the next one.
+    /// its VM being ready for the next one. What the daemon does anyway, such as proving hot VMs, is not the leases' cost.
     async fn leases(
         &mut self,
         daemon: &Daemon,
@@ -174,12 +176,17 @@ impl Run<'_> {
         kind: &str,
         as_before: impl Fn(&PoolStatus) -> bool,
     ) -> anyhow::Result<()> {
+        let before = cost::cpu_time(daemon.pid())?;
+        tokio::time::sleep(IDLE).await;
+        let idle = (cost::cpu_time(daemon.pid())?.saturating_sub(before)).as_secs_f64() / IDLE.as_secs_f64();
+        self.add(&format!("{kind}_idle_cpu"), 100.0 * idle);
         let (began, before) = (Instant::now(), cost::cpu_time(daemon.pid())?);
         let count = load::leases(callers, self.time, kind, self.size, self.samples).await?;
         full(callers.first(), as_before).await?;
-        let spent = cost::cpu_time(daemon.pid())?.saturating_sub(before);
-        self.add(&format!("{kind}_cpu_us"), spent.as_secs_f64() * 1e6 / count);
-        self.add(&format!("{kind}_cycles_per_s"), count / began.elapsed().as_secs_f64());
+        let took = began.elapsed().as_secs_f64();
+        let spent = cost::cpu_time(daemon.pid())?.saturating_sub(before).as_secs_f64() - idle * took;
+        self.add(&format!("{kind}_cpu_us"), spent * 1e6 / count);
+        self.add(&format!("{kind}_cycles_per_s"), count / took);
         Ok(())
     }
 
