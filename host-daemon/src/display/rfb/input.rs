@@ -41,7 +41,9 @@ impl Hands {
             },
             // Characters that a keyboard of the guest may not have are typed whole.
             None => match character(keysym) {
-                Some(text) if down => InputEvent::Text { text: text.to_string().into(), interval: Duration::ZERO },
+                Some(text) if down => {
+                    InputEvent::Text { text: text.to_string().into(), interval: Duration::ZERO }
+                }
                 _ => return,
             },
         };
