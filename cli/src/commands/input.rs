@@ -216,7 +216,9 @@ pub(crate) async fn type_text(context: &Context, args: Type) -> Outcome {
         words => words.join(" "),
     };
     let interval = args.interval.map(|time| proto(time, "--interval")).transpose()?;
-    let mut input = Input::new().event(Event::Text(TextEvent { text, interval, ..Default::default() }));
+    let mut event = TextEvent { text, ..Default::default() };
+    event.interval = interval;
+    let mut input = Input::new().event(Event::Text(event));
     if args.enter {
         input = input.key("Return");
     }
