@@ -200,11 +200,7 @@ async fn a_key_held_under_a_lease_is_up_when_the_vm_is_used_again() {
     let daemon = &held.daemon;
     let mut leases = v1::lease_service_client::LeaseServiceClient::new(daemon.channel.clone());
     daemon.send(&held.lease, key("shift", v1::InputAction::Press)).await;
-    let keep = v1::ReleaseVmRequest {
-        name: held.lease.clone(),
-        policy: v1::ReleasePolicy::Keep.into(),
-        ..Default::default()
-    };
+    let keep = v1::ReleaseVmRequest { name: held.lease.clone(), policy: v1::ReleasePolicy::Keep.into() };
     let ended = leases.release_vm(daemon.request(keep)).await.expect("released").into_inner();
     let vm = ended.vm;
     let mut vms = v1::vm_service_client::VmServiceClient::new(daemon.channel.clone());
@@ -223,8 +219,7 @@ async fn a_key_held_under_a_lease_is_up_when_the_vm_is_used_again() {
     // The pool's next one, reset, for the next holder.
     let lease = daemon.lease().await;
     daemon.send(&lease, key("shift", v1::InputAction::Press)).await;
-    let reset =
-        v1::ReleaseVmRequest { name: lease, policy: v1::ReleasePolicy::Reset.into(), ..Default::default() };
+    let reset = v1::ReleaseVmRequest { name: lease, policy: v1::ReleasePolicy::Reset.into() };
     leases.release_vm(daemon.request(reset)).await.expect("released");
     let lease = daemon.lease().await;
     daemon.send(&lease, key("a", v1::InputAction::Tap)).await;

@@ -118,7 +118,7 @@ async fn a_colour_ends_the_wait_when_it_comes_however_restless_the_screen_is() {
             tokio::time::sleep(Duration::from_millis(100)).await;
             screen.paint([red, 104, 3], &watch, CARET);
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let done = tokio::select! {
         biased;
@@ -153,7 +153,7 @@ async fn a_region_counts_when_it_looks_different_and_not_when_it_is_only_drawn()
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
         watch.record(&[WINDOW]);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let start = Instant::now();
     let done = tokio::select! {
