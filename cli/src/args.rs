@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{agent, events, host, lease, misc, operation, pool, template, vm};
+use crate::commands::{agent, events, host, lease, misc, operation, pool, secret, template, vm};
 use crate::units;
 
 const AFTER_HELP: &str = "\
@@ -132,6 +132,9 @@ pub(crate) enum Command {
     /// What happened, and what happens now
     #[command(subcommand)]
     Events(events::Action),
+    /// Secrets that are typed by name and shown to nobody
+    #[command(subcommand)]
+    Secret(secret::Action),
     /// The machine that runs the VMs
     #[command(subcommand)]
     Host(host::Action),

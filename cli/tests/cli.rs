@@ -73,6 +73,70 @@ fn a_daemon_that_is_not_there() {
 }
 
 #[test]
+fn clipboard_and_windows() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let picture = folder.path().join("in.png");
+    fs::write(&picture, PICTURE).expect("a file");
+    let picture = picture.to_str().expect("utf-8");
+    snapshot!("clipboard_empty", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
+    assert_eq!(
+        daemon
+            .command(&["vm", "clipboard", "set", "browser-1", "two", "words ä"])
+            .status()
+            .expect("runs")
+            .code(),
+        Some(0)
+    );
+    snapshot!("clipboard_get", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
+    let set = ["vm", "clipboard", "set", "browser-1", "--file", picture];
+    assert_eq!(daemon.command(&set).status().expect("runs").code(), Some(0));
+    let out = folder.path().join("out.png");
+    let get = ["vm", "clipboard", "get", "browser-1", "-o", out.to_str().expect("utf-8")];
+    assert_eq!(daemon.command(&get).status().expect("runs").code(), Some(0));
+    assert_eq!(fs::read(&out).expect("the picture"), PICTURE);
+    snapshot!("clipboard_no_text", daemon.run(&["vm", "clipboard", "get", "browser-1"]));
+
+    snapshot!("windows", daemon.run(&["vm", "windows", "browser-1"]));
+    snapshot!("focus", daemon.run(&["vm", "focus", "browser-1", "mousepad"]));
+    snapshot!("windows_wide", daemon.run(&["vm", "windows", "browser-1", "-o", "wide"]));
+    snapshot!("windows_name", daemon.run(&["vm", "windows", "browser-1", "-o", "name"]));
+    snapshot!("mask", daemon.run(&["vm", "mask", "browser-1", "1,2,3,4", "10,20,30,40"]));
+    snapshot!("mask_list", daemon.run(&["vm", "mask", "browser-1"]));
+    snapshot!("mask_clear", daemon.run(&["vm", "mask", "browser-1", "--clear"]));
+    snapshot!("focus_unknown", daemon.run(&["vm", "focus", "browser-1", "editor"]));
+    snapshot!("focus_gone", daemon.run(&["vm", "focus", "browser-1", "77"]));
+}
+
+#[test]
+fn secrets_come_from_files_or_standard_input_only() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    fs::write(&file, "open sesame\r\n").expect("a file");
+    let create =
+        ["secret", "create", "shop", "--pool", "browser", "--caller", "ci", "--description", "of the shop"];
+    let from_file = [&create[..], &["--file", file.to_str().expect("utf-8")]].concat();
+    snapshot!("secret_create", daemon.run(&from_file));
+    let mut piped = daemon.command(&["secret", "create", "mail"]);
+    piped.stdin(fs::File::open(&file).expect("a file"));
+    assert_eq!(piped.output().expect("runs").status.code(), Some(0));
+    let values: Vec<_> = daemon.fake.seen().secrets.iter().map(|(_, value)| value.clone()).collect();
+    assert_eq!(values, ["open sesame", "open sesame"]);
+    snapshot!("secret_list", daemon.run(&["secret", "list"]));
+    snapshot!("secret_get", daemon.run(&["secret", "get", "shop", "-o", "wide"]));
+    let typed = daemon.command(&["vm", "type", "browser-1", "--secret", "shop", "--enter"]).output();
+    assert_eq!(typed.expect("runs").status.code(), Some(0));
+    let Some(Event::Text(text)) = daemon.fake.seen().batches[0].events[0].event.clone() else {
+        panic!("no text");
+    };
+    assert_eq!((text.text.as_str(), text.secret.as_str()), ("", "secrets/shop"));
+    snapshot!("secret_delete", daemon.run(&["secret", "delete", "shop"]));
+    snapshot!("secret_gone", daemon.run(&["secret", "get", "shop"]));
+    snapshot!("usage_secret", daemon.run(&["vm", "type", "browser-1", "text", "--secret", "shop"]));
+}
+
+#[test]
 fn usage_errors_name_the_argument() {
     let nowhere = Daemon::nowhere();
     for (name, arguments) in [

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use hvkube_proto::guest::v1::desktop_service_server::DesktopServiceServer;
 use hvkube_proto::guest::v1::display_service_server::DisplayServiceServer;
 use hvkube_proto::guest::v1::process_service_server::ProcessServiceServer;
 use hvkube_proto::guest::v1::supervisor_service_server::SupervisorServiceServer;
 
 use crate::config::{Config, read_secret};
-use crate::display::{Desktop, DisplayError, DisplaySession};
+use crate::display::{DeskSession, Desktop, DisplayError, DisplaySession};
 use crate::platform::{X11, display_is_up};
 use crate::process::{Home, LocalProcesses};
 use crate::supervisor::passwd::User;
@@ -117,6 +118,7 @@ pub fn worker(user: &str, display: &str) -> anyhow::Result<()> {
 
 fn desktop_routes(desktop: &Desktop, processes: &LocalProcesses) -> Routes {
     Routes::new(DisplayServiceServer::new(DisplaySession::new(desktop.clone())))
+        .add_service(DesktopServiceServer::new(DeskSession::new(desktop)))
         .add_service(ProcessServiceServer::new(processes.clone()))
 }
 

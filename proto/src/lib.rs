@@ -20,5 +20,16 @@ mod generated {
 pub use generated::google;
 pub use generated::hvkube::{guest, v1};
 
+impl std::fmt::Debug for v1::CreateSecretRequest {
+    /// Without the value.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreateSecretRequest")
+            .field("secret_id", &self.secret_id)
+            .field("secret", &self.secret)
+            .field("request_id", &self.request_id)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Descriptors of the public API, for reflection and for the JSON form of messages.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));

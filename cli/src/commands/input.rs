@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use hvkube_sdk::Input;
 use hvkube_sdk::v1::input_event::Event;
 use hvkube_sdk::v1::{
     ChordEvent, ClickEvent, DragEvent, MouseButton, MoveEvent, Point, ScrollEvent, Size, TextEvent,
 };
+use hvkube_sdk::{Input, qualify};
 
 use crate::commands::pool::proto;
 use crate::commands::screen;
@@ -40,8 +40,11 @@ pub(crate) struct Type {
     /// VM (id or name) or leases/ID
     name: String,
     /// Joined by spaces; `-` alone is standard input
-    #[arg(required = true)]
+    #[arg(required_unless_present = "secret")]
     text: Vec<String>,
+    /// Type the value of this secret, which the daemon keeps; see `hvkube secret`
+    #[arg(long, value_name = "NAME", conflicts_with = "text")]
+    secret: Option<String>,
     /// Press Return afterwards
     #[arg(long)]
     enter: bool,
@@ -215,8 +218,9 @@ pub(crate) async fn type_text(context: &Context, args: Type) -> Outcome {
         [only] if only == "-" => read_stdin()?,
         words => words.join(" "),
     };
+    let secret = args.secret.map(|name| qualify("secrets", &name)).unwrap_or_default();
     let interval = args.interval.map(|time| proto(time, "--interval")).transpose()?;
-    let mut input = Input::new().event(Event::Text(TextEvent { text, interval, ..Default::default() }));
+    let mut input = Input::new().event(Event::Text(TextEvent { text, interval, secret }));
     if args.enter {
         input = input.key("Return");
     }

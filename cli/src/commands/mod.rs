@@ -2,7 +2,9 @@
 
 pub(crate) mod agent;
 pub(crate) mod checkpoint;
+pub(crate) mod console;
 pub(crate) mod cp;
+pub(crate) mod desk;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod host;
@@ -14,6 +16,7 @@ pub(crate) mod misc;
 pub(crate) mod operation;
 pub(crate) mod pool;
 pub(crate) mod screen;
+pub(crate) mod secret;
 pub(crate) mod template;
 pub(crate) mod vm;
 
@@ -30,6 +33,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Outcome {
         Command::Lease(action) => lease::run(context, action).await,
         Command::Events(action) => events::run(context, action).await,
         Command::Agent(action) => agent::run(context, action).await,
+        Command::Secret(action) => secret::run(context, action).await,
         Command::Host(action) => host::run(context, action).await,
         Command::Operation(action) => operation::run(context, action).await,
         Command::Completions(args) => misc::completions(&args),

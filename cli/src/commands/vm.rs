@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use hvkube_sdk::v1::{StopMode, Vm, VmState, WatchVmsRequest};
 
 use crate::args::{ListArgs, OutputArgs};
-use crate::commands::{checkpoint, cp, exec, input, input_lines, screen};
+use crate::commands::{checkpoint, console, cp, desk, exec, input, input_lines, screen};
 use crate::context::Context;
 use crate::output;
 use crate::report::{Failure, Outcome};
@@ -79,6 +79,8 @@ pub(crate) enum Action {
     Checkpoint(checkpoint::Action),
     /// Take a picture of the screen
     Screenshot(screen::Screenshot),
+    /// Open a viewer: screen, keyboard and mouse in a window, from boot on
+    Console(console::Console),
     /// Wait until the screen settles, a region changes or a pixel has a colour
     Wait(screen::Wait),
     /// Type text
@@ -95,6 +97,15 @@ pub(crate) enum Action {
     Scroll(input::Scroll),
     /// Do lines of input as they come: click, move, drag, scroll, key, press, release, type, pause, release-all
     Input(input_lines::Lines),
+    /// What was copied on the desktop
+    #[command(subcommand)]
+    Clipboard(desk::Action),
+    /// List the windows on the desktop, the topmost first
+    Windows(desk::Windows),
+    /// Raise a window and give it the keyboard
+    Focus(desk::Focus),
+    /// Cover parts of the screen in every picture of it until the lease ends; without any, show what is covered
+    Mask(desk::Mask),
     /// Run a program in the guest
     Exec(exec::Exec),
     /// Copy a file into or out of the guest
@@ -111,7 +122,7 @@ pub(crate) struct Move {
 
 impl Action {
     pub(crate) fn has_own_timeout(&self) -> bool {
-        matches!(self, Self::Stop { .. } | Self::Exec(_) | Self::Wait(_))
+        matches!(self, Self::Stop { .. } | Self::Exec(_) | Self::Wait(_) | Self::Console(_))
     }
 }
 
@@ -178,6 +189,7 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         }
         Action::Checkpoint(action) => return checkpoint::run(context, action).await,
         Action::Screenshot(args) => return screen::screenshot(context, args).await,
+        Action::Console(args) => return console::run(context, args).await,
         Action::Wait(args) => return screen::wait(context, args).await,
         Action::Type(args) => return input::type_text(context, args).await,
         Action::Key(args) => return input::key(context, args).await,
@@ -186,6 +198,10 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         Action::Drag(args) => return input::drag(context, args).await,
         Action::Scroll(args) => return input::scroll(context, args).await,
         Action::Input(args) => return input_lines::run(context, args).await,
+        Action::Clipboard(action) => return desk::clipboard(context, action).await,
+        Action::Windows(args) => return desk::windows(context, args).await,
+        Action::Focus(args) => return desk::focus(context, args).await,
+        Action::Mask(args) => return desk::mask(context, args).await,
         Action::Exec(args) => return exec::run(context, args).await,
         Action::Cp(args) => return cp::run(context, args).await,
     }

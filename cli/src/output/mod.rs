@@ -50,6 +50,10 @@ pub(crate) trait Resource: Message + 'static {
     const PLURAL: &'static str;
 
     fn name(&self) -> &str;
+    /// What a command takes it by.
+    fn handle(&self) -> String {
+        self.name().to_owned()
+    }
     fn columns() -> &'static [Column<Self>]
     where
         Self: Sized;
@@ -135,7 +139,7 @@ pub(crate) fn write(text: &str) -> io::Result<()> {
 }
 
 fn names<T: Resource>(items: &[&T]) -> String {
-    items.iter().map(|item| format!("{}\n", item.name())).collect()
+    items.iter().map(|item| format!("{}\n", item.handle())).collect()
 }
 
 pub(crate) use resources::backup;

@@ -4,7 +4,7 @@ use hvkube_proto::google::longrunning::{Operation, operation};
 use hvkube_sdk::template_progress;
 use hvkube_sdk::v1::{
     BackupStoreMetadata, BackupStoreResponse, Checkpoint, Event, EventKind, Host, Lease, LeaseState,
-    NetworkMode, Pool, Template, TemplateState, Vm, VmAvailability, VmState,
+    NetworkMode, Pool, Secret, Template, TemplateState, Vm, VmAvailability, VmState, Window, WindowArea,
 };
 use prost::Message as _;
 
@@ -74,6 +74,58 @@ fn guest(vm: &Vm) -> String {
         Some(_) => "away".to_owned(),
         None => String::new(),
     }
+}
+
+impl Resource for Secret {
+    const MESSAGE: &'static str = "hvkube.v1.Secret";
+    const PLURAL: &'static str = "secrets";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "NAME" Table |secret| short(&secret.name);
+            "POOLS" Table |secret| secret.allowed_pools.iter().map(|pool| short(pool)).collect::<Vec<_>>().join(", ");
+            "CALLERS" Table |secret| secret.allowed_callers.join(", ");
+            "AGE" Table |secret| age(secret.create_time.as_ref());
+            "DESCRIPTION" Table |secret| secret.description.clone();
+            "CREATED" Detail |secret| time(secret.create_time.as_ref());
+            "UID" Detail |secret| secret.uid.clone();
+        }
+    }
+}
+
+impl Resource for Window {
+    const MESSAGE: &'static str = "hvkube.v1.Window";
+    const PLURAL: &'static str = "windows";
+
+    fn name(&self) -> &str {
+        &self.title
+    }
+
+    fn handle(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn columns() -> &'static [Column<Self>] {
+        columns! {
+            "ID" Table |window| window.id.to_string();
+            "APP" Table |window| window.app.clone();
+            "X" Table |window| window.bounds.map(|at| at.x.to_string()).unwrap_or_default();
+            "Y" Table |window| window.bounds.map(|at| at.y.to_string()).unwrap_or_default();
+            "SIZE" Table |window| sides(window.bounds);
+            "FOCUS" Table |window| if window.minimised { "minimised".to_owned() } else { yes(window.focused) };
+            "TITLE" Table |window| window.title.clone();
+            "PID" Wide |window| some(window.pid);
+            "CONTENT" Wide |window| window.content.map(|at| format!("{},{} {}", at.x, at.y, sides(Some(at)))).unwrap_or_default();
+        }
+    }
+}
+
+fn sides(area: Option<WindowArea>) -> String {
+    area.map(|area| format!("{}x{}", area.width, area.height)).unwrap_or_default()
 }
 
 impl Resource for Pool {

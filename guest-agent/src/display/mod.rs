@@ -1,12 +1,13 @@
-//! The screen, the keyboard and the mouse, whatever the operating system: what a platform must bring ([`Screen`],
-//! [`Input`]), and everything that does not depend on it.
+//! The screen, the keyboard and the mouse, the clipboard and the windows, whatever the operating system: what a platform
+//! must bring ([`Screen`], [`Input`], [`Desk`]), and everything that does not depend on it.
 //!
-//! A [`Screen`] is asked from async code and answers from a thread of its own; an [`Input`] is driven by one thread, batch
-//! after batch, so that two batches never mix.
+//! A [`Screen`] is asked from async code and answers from a thread of its own, and so is a [`Desk`]; an [`Input`] is driven
+//! by one thread, batch after batch, so that two batches never mix.
 
 mod batch;
 #[cfg(feature = "sim")]
 mod borrowed;
+mod desk;
 mod input;
 mod pack;
 mod rect;
@@ -22,6 +23,7 @@ use hvkube_proto::guest::v1 as pb;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+pub use desk::{Content, Desk, DeskSession, Held, Kind, MAX_CONTENT, MAX_WINDOWS, Selection, Wanted};
 pub use input::{Cancel, InputThread};
 pub use pack::Packer;
 pub use rect::{Rect, simplify};
@@ -41,6 +43,15 @@ pub enum DisplayError {
     /// More calls at once than make sense.
     #[error("too many display calls at once")]
     Busy,
+    /// No window of that id.
+    #[error("there is no window {0}")]
+    NoWindow(u64),
+    /// Something on the desktop did not do it in time.
+    #[error("{0} in time")]
+    Late(&'static str),
+    /// A value that the platform can't use.
+    #[error("{0}")]
+    Invalid(String),
 }
 
 impl From<DisplayError> for Status {
@@ -49,6 +60,9 @@ impl From<DisplayError> for Status {
             DisplayError::Gone(_) => Self::unavailable(error.to_string()),
             DisplayError::Unsupported(_) => Self::failed_precondition(error.to_string()),
             DisplayError::Busy => Self::resource_exhausted(error.to_string()),
+            DisplayError::NoWindow(_) => Self::not_found(error.to_string()),
+            DisplayError::Late(_) => Self::deadline_exceeded(error.to_string()),
+            DisplayError::Invalid(_) => Self::invalid_argument(error.to_string()),
         }
     }
 }
@@ -186,13 +200,15 @@ pub trait Input: Send + 'static {
     fn idle(&mut self) -> Option<Duration>;
 }
 
-/// A desktop that works: its screen and its input thread, shared by the sessions that come and go.
+/// A desktop that works: its screen, its input thread and what lies around on it, shared by the sessions that come and go.
 #[derive(Clone)]
 pub struct Desktop {
     /// The screen.
     pub screen: Arc<dyn Screen>,
     /// The keyboard and mouse.
     pub input: InputThread,
+    /// The clipboard and the windows.
+    pub desk: Arc<dyn Desk>,
     /// Cancelled when the display server has gone; nothing works after that.
     pub gone: CancellationToken,
 }

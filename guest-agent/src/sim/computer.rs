@@ -96,6 +96,11 @@ impl Computer {
         self.touch(|layout, state, _| desktop::type_char(layout, &mut state.memory, c));
     }
 
+    /// Gives the focus to the window with the field, or to the other one.
+    pub(super) fn focus_notes(&self, notes: bool) {
+        self.touch(|layout, state, _| desktop::focus(layout, &mut state.memory, notes));
+    }
+
     pub(super) fn release_all(&self) {
         self.lock().held = Held::default();
     }

@@ -1,6 +1,7 @@
 //! The desktop as a picture to be drawn and a few rules of what input does; no I/O.
 
 use super::Memory;
+use super::state::Clip;
 use crate::display::Rect;
 use crate::platform::keysym::{self, Sym};
 
@@ -109,8 +110,13 @@ pub(super) fn button(layout: &Layout, memory: &mut Memory, held: &mut Held, down
     } else {
         memory.focused
     };
-    let changes = focused != memory.focused || memory.selected;
-    (memory.focused, memory.selected) = (focused, false);
+    focus(layout, memory, focused)
+}
+
+/// The window with the field gets the focus, or the other one does.
+pub(super) fn focus(layout: &Layout, memory: &mut Memory, notes: bool) -> Option<Rect> {
+    let changes = notes != memory.focused || memory.selected;
+    (memory.focused, memory.selected) = (notes, false);
     changes.then_some(layout.field)
 }
 
@@ -128,10 +134,7 @@ pub(super) fn key(
         0xffe3 | 0xffe4 | 0xffe7..=0xffee => held.command = down,
         _ if !down => {}
         _ if held.command => {
-            if memory.focused && keysym::to_char(sym).is_some_and(|c| c.eq_ignore_ascii_case(&'a')) {
-                memory.selected = !memory.text.is_empty();
-                return Some(layout.field);
-            }
+            return keysym::to_char(sym).and_then(|c| command(layout, memory, c.to_ascii_lowercase()));
         }
         RETURN | KEYPAD_ENTER => return type_char(layout, memory, '\n'),
         TAB => return type_char(layout, memory, '\t'),
@@ -148,6 +151,30 @@ pub(super) fn key(
         }
     }
     None
+}
+
+/// A letter is pressed with Ctrl; gives the field where that touches what is remembered.
+fn command(layout: &Layout, memory: &mut Memory, letter: char) -> Option<Rect> {
+    if !memory.focused {
+        return None;
+    }
+    match letter {
+        'a' => memory.selected = !memory.text.is_empty(),
+        'c' | 'x' if memory.selected => {
+            memory.clipboard = Some(Clip::Text(memory.text.clone()));
+            if letter == 'x' {
+                (memory.text, memory.selected) = (String::new(), false);
+            }
+        }
+        'v' => {
+            let Some(Clip::Text(text)) = memory.clipboard.clone() else { return None };
+            for c in text.chars() {
+                type_char(layout, memory, c);
+            }
+        }
+        _ => return None,
+    }
+    Some(layout.field)
 }
 
 /// A character is typed.
@@ -210,8 +237,11 @@ mod tests {
         assert_eq!(press("BackSpace", true), "hI");
         press("Control_L", true);
         assert_eq!(press("a", true), "hI", "selected");
+        assert_eq!(press("x", true), "", "cut");
+        assert_eq!(press("v", true), "hI");
+        assert_eq!(press("v", true), "hIhI");
         press("Control_L", false);
-        assert_eq!(press("z", true), "z");
+        assert_eq!(press("z", true), "hIhIz");
     }
 
     #[test]

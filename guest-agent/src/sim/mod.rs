@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  host's stream ── session (preface, HTTP/2) ── Services ─┬─ DisplayService: the real one, on a drawn Screen and Input
+//!                                                          ├─ DesktopService: the real one, on two windows and a clipboard
 //!                                                          ├─ SupervisorService: a clock and a name that are made up
 //!                                                          └─ ProcessService: a dozen programs and a few files
 //!                                  Computer: State { Memory, Disk } ── Board ──► whoever runs the guest
@@ -12,9 +13,10 @@
 //! process. Nothing in a guest reaches the machine that it runs on: its programs, files, clock and addresses are its own.
 //!
 //! The desktop has a window with a text field, which has the focus after the boot and echoes what is typed, and one with
-//! a button that counts. The program `desktop` prints what is on it.
+//! a button that counts. Ctrl with A, C, X and V do in the field what they do everywhere. The program `desktop` prints what is on it.
 
 mod computer;
+mod desk;
 mod desktop;
 mod draw;
 mod files;
@@ -32,6 +34,7 @@ use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
+use hvkube_proto::guest::v1::desktop_service_server::{DesktopServiceServer, SERVICE_NAME as DESKTOP};
 use hvkube_proto::guest::v1::display_service_server::{DisplayServiceServer, SERVICE_NAME as DISPLAY};
 use hvkube_proto::guest::v1::process_service_server::{ProcessServiceServer, SERVICE_NAME as PROCESS};
 use hvkube_proto::guest::v1::supervisor_service_server::{
@@ -43,14 +46,14 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use crate::display::{Desktop, DisplaySession, InputThread};
+use crate::display::{DeskSession, Desktop, DisplaySession, InputThread};
 use crate::platform::keysym;
 use crate::session::{self, HandshakeError};
 use crate::transport::Stream;
 
 pub use desktop::{Layout, MAX_TEXT};
 pub use files::MAX_DISK;
-pub use state::{Disk, File, Memory, State};
+pub use state::{Clip, Disk, File, Memory, State};
 
 use computer::Computer;
 use input::Mouse;
@@ -95,6 +98,7 @@ impl Guest {
         let desktop = Desktop {
             screen: Arc::clone(&computer) as _,
             input: InputThread::borrowed(Mouse::new(Arc::clone(&computer))),
+            desk: Arc::clone(&computer) as _,
             gone: CancellationToken::new(),
         };
         Self { computer, desktop }
@@ -161,9 +165,10 @@ impl Guest {
     }
 }
 
-/// All services of one session, without a router: there are three, and there may be ten thousand sessions.
+/// All services of one session, without a router: there are four, and there may be ten thousand sessions.
 #[derive(Clone)]
 struct Services {
+    desktop: DesktopServiceServer<DeskSession>,
     display: DisplayServiceServer<DisplaySession>,
     process: ProcessServiceServer<Programs>,
     supervisor: SupervisorServiceServer<Supervisor>,
@@ -172,6 +177,7 @@ struct Services {
 impl Services {
     fn new(guest: &Guest) -> Self {
         Self {
+            desktop: DesktopServiceServer::new(DeskSession::new(&guest.desktop)),
             display: DisplayServiceServer::new(DisplaySession::new(guest.desktop.clone())),
             process: ProcessServiceServer::new(Programs::new(Arc::clone(&guest.computer))),
             supervisor: SupervisorServiceServer::new(Supervisor::new(Arc::clone(&guest.computer))),
@@ -191,6 +197,7 @@ impl Service<Request<Incoming>> for Services {
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         match service {
+            DESKTOP => self.desktop.call(request),
             DISPLAY => self.display.call(request),
             PROCESS => self.process.call(request),
             SUPERVISOR => self.supervisor.call(request),

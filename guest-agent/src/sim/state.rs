@@ -33,6 +33,20 @@ pub struct Memory {
     pub hostname: String,
     /// As in `/etc/machine-id`.
     pub machine_id: String,
+    /// What was copied last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clipboard: Option<Clip>,
+}
+
+/// What the clipboard holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clip {
+    /// Text.
+    Text(String),
+    /// A picture as PNG, in hexadecimal where it is kept.
+    #[serde(serialize_with = "to_hex", deserialize_with = "from_hex")]
+    Png(Vec<u8>),
 }
 
 impl Default for Memory {
@@ -46,6 +60,7 @@ impl Default for Memory {
             pointer: (0, 0),
             hostname: "sim".into(),
             machine_id: String::new(),
+            clipboard: None,
         }
     }
 }
@@ -101,6 +116,7 @@ mod tests {
     fn what_is_kept_reads_back() {
         let mut state = State::default();
         state.memory.text = "a\nü".into();
+        state.memory.clipboard = Some(Clip::Png(vec![1, 0xfe]));
         let file = File { mode: 0o600, modified: 7, data: vec![0, 255, b'"'] };
         state.disk.files.insert("/home/user/x".into(), file);
         let kept = serde_json::to_string(&state).expect("json");

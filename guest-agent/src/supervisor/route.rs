@@ -26,7 +26,8 @@ use crate::session::ScopedExecutor;
 pub type Routes = tonic::service::Routes;
 type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
 
-const DISPLAY_SERVICE: &str = "/hvkube.guest.v1.DisplayService/";
+/// What is the worker's to serve.
+const DESKTOP_SERVICES: [&str; 2] = ["/hvkube.guest.v1.DisplayService/", "/hvkube.guest.v1.DesktopService/"];
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 const MAX_FRAME: u32 = 1 << 20;
@@ -121,7 +122,7 @@ impl Service<Request<Body>> for Desktop {
     }
 }
 
-/// All services of one session: the display's go to the worker, the others are served here.
+/// All services of one session: the desktop's go to the worker, the others are served here.
 #[derive(Clone)]
 pub struct Routed {
     local: Routes,
@@ -147,7 +148,7 @@ impl Service<Request<hyper::body::Incoming>> for Routed {
 
     fn call(&mut self, request: Request<hyper::body::Incoming>) -> Self::Future {
         match &self.desktop {
-            Some(desktop) if request.uri().path().starts_with(DISPLAY_SERVICE) => {
+            Some(desktop) if DESKTOP_SERVICES.iter().any(|own| request.uri().path().starts_with(own)) => {
                 let answer = desktop.clone().forward(request.map(Body::new));
                 Box::pin(async move { Ok(answer.await.unwrap_or_else(Status::into_http)) })
             }

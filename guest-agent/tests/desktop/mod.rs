@@ -8,11 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hvkube_guest::config::Config;
-use hvkube_guest::display::{Desktop, DisplaySession};
+use hvkube_guest::display::{DeskSession, Desktop, DisplaySession};
 use hvkube_guest::platform::X11;
 use hvkube_guest::process::{Home, LocalProcesses};
 use hvkube_guest::session;
 use hvkube_guest::supervisor::{Routed, Routes, Supervisor};
+use hvkube_proto::guest::v1::desktop_service_server::DesktopServiceServer;
 use hvkube_proto::guest::v1::display_service_server::DisplayServiceServer;
 use hvkube_proto::guest::v1::process_service_server::ProcessServiceServer;
 use hvkube_proto::guest::v1::supervisor_service_server::SupervisorServiceServer;
@@ -164,6 +165,7 @@ impl Display {
         let mut home = Home::of_this_process();
         home.dir = self.home.path().to_owned();
         let routes = Routes::new(DisplayServiceServer::new(DisplaySession::new(self.desktop.clone())))
+            .add_service(DesktopServiceServer::new(DeskSession::new(&self.desktop)))
             .add_service(ProcessServiceServer::new(LocalProcesses::new(home, false)))
             .add_service(SupervisorServiceServer::new(Supervisor::new(false, &Config::default(), || true)));
         Routed::new(routes, None)

@@ -12,6 +12,7 @@ use hvkube_guest::session::ScopedExecutor;
 use hvkube_guest::transport::Stream;
 use hvkube_proto::guest::v1 as pb;
 use hvkube_proto::guest::v1::capture_response::Part;
+use hvkube_proto::guest::v1::desktop_service_client::DesktopServiceClient;
 use hvkube_proto::guest::v1::display_service_client::DisplayServiceClient;
 use hvkube_proto::guest::v1::input_event::Event;
 use hvkube_proto::guest::v1::process_service_client::ProcessServiceClient;
@@ -88,6 +89,46 @@ impl Host {
 
     pub fn display(&self) -> DisplayServiceClient<Channel> {
         DisplayServiceClient::new(self.channel()).max_decoding_message_size(16 << 20)
+    }
+
+    pub fn desktop(&self) -> DesktopServiceClient<Channel> {
+        DesktopServiceClient::new(self.channel())
+    }
+
+    /// What a selection holds: the header and the bytes.
+    pub async fn clipboard(
+        &self,
+        request: pb::GetClipboardRequest,
+    ) -> Result<(pb::ClipboardHeader, Vec<u8>), Status> {
+        use pb::get_clipboard_response::Part;
+        let mut stream = self.desktop().get_clipboard(request).await?.into_inner();
+        let Some(Part::Header(header)) = stream.message().await?.and_then(|m| m.part) else {
+            return Err(Status::internal("no header"));
+        };
+        let mut out = Vec::new();
+        while let Some(message) = stream.message().await? {
+            let Some(Part::Data(data)) = message.part else { return Err(Status::internal("second header")) };
+            out.extend_from_slice(&data);
+        }
+        Ok((header, out))
+    }
+
+    /// Puts something into a selection.
+    pub async fn set_clipboard(
+        &self,
+        selection: pb::Selection,
+        kind: pb::ClipboardKind,
+        data: &[u8],
+    ) -> Result<(), Status> {
+        use pb::set_clipboard_request::Part;
+        let bytes = u32::try_from(data.len()).map_err(|_| Status::internal("too long"))?;
+        let header = pb::SetClipboardHeader { selection: selection.into(), kind: kind.into(), bytes };
+        let pieces: Vec<_> = data.chunks(1 << 20).map(|p| Part::Data(p.to_vec().into())).collect();
+        let parts = std::iter::once(Part::Header(header)).chain(pieces);
+        let messages = parts.map(|part| pb::SetClipboardRequest { part: Some(part) });
+        let messages: Vec<_> = messages.collect();
+        self.desktop().set_clipboard(tokio_stream::iter(messages)).await?;
+        Ok(())
     }
 
     pub fn processes(&self) -> ProcessServiceClient<Channel> {

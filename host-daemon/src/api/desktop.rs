@@ -9,18 +9,20 @@ use hvkube_proto::v1;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::convert::{input, process, screen};
-use super::fields;
+use super::convert::{desk, input, process, screen};
 use super::guard::{Guard, ResponseStream};
-use super::input_stream;
+use super::{auth, fields, input_stream};
 use crate::guest::GuestError;
 use crate::model::error::{Error, Reason, Result as DomainResult};
 use crate::model::input::InputEvent;
 use crate::model::screen::Size;
 use crate::orchestrator::Orchestrator;
+use crate::orchestrator::request::Caller;
 
 /// For calls whose client set no deadline: longer than any single answer takes.
 const PICTURE: Duration = Duration::from_secs(60);
+/// The same for the clipboard and the windows: a program may have to be asked, and may take its time.
+const DESK: Duration = Duration::from_secs(40);
 /// The same for batches of input, which may be long texts.
 pub(super) const INPUT: Duration = Duration::from_secs(600);
 /// The same for programs and files.
@@ -47,6 +49,12 @@ impl DesktopService {
         let guard = Guard::new(&self.orchestrator, request, &target).await?;
         self.orchestrator.may_drive(&target)?;
         Ok(guard)
+    }
+
+    /// Looks up the secrets that events name.
+    async fn reveal(&self, caller: &Caller, target: &str, events: &mut [InputEvent]) -> DomainResult<()> {
+        let target = fields::target("target", target)?;
+        self.orchestrator.reveal_secrets(caller, &target, events).await
     }
 
     fn check_root(&self, guard: &Guard, as_root: bool) -> DomainResult<()> {
@@ -94,6 +102,14 @@ impl DesktopService {
 
 fn file_error(error: GuestError) -> Error {
     error.into_error(Reason::GuestFileNotFound)
+}
+
+fn window_error(error: GuestError) -> Error {
+    error.into_error(Reason::WindowNotFound)
+}
+
+fn desk_error(error: GuestError) -> Error {
+    error.into_error(Reason::GuestFailed)
 }
 
 fn program_error(error: GuestError) -> Error {
@@ -159,8 +175,9 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         request: Request<v1::SendInputRequest>,
     ) -> Result<Response<v1::SendInputResponse>, Status> {
         let wanted = request.get_ref();
-        let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
+        let mut batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
         let mut guard = self.driver(&request, &wanted.target).await?;
+        self.reveal(&guard.caller, &wanted.target, &mut batch.events).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let call = async { Ok(hub.send_input(&batch.id, batch.events, batch.frame, deadline).await?) };
         let done = guard.hold(call).await?;
@@ -179,16 +196,17 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let target = fields::target("messages[0].target", &first.target)?;
         let guard = Guard::new(&self.orchestrator, &request, &target).await?;
         self.orchestrator.may_drive(&target)?;
-        Ok(Response::new(input_stream::run(guard, first, messages).await?))
+        Ok(Response::new(input_stream::run(&self.orchestrator, guard, first, messages).await?))
     }
 
     async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {
         let wanted = request.get_ref();
-        let batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
+        let mut batch = Batch::of(&wanted.batch_id, &wanted.events, wanted.frame_size)?;
         let settle = screen::settle(wanted.settle.as_ref())?;
         let options = screen::options(wanted.options.as_ref())?;
         let shape = wanted.options.is_some_and(|options| options.cursor_shape);
         let mut guard = self.driver(&request, &wanted.target).await?;
+        self.reveal(&guard.caller, &wanted.target, &mut batch.events).await?;
         let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
         let Batch { id, events, frame } = batch;
         let call = async { Ok(hub.act(&id, events, frame, &settle, &options, deadline).await?) };
@@ -213,6 +231,81 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         let settled = guard.hold(call).await?.settled;
         let sequence = settled.sequence;
         Ok(Response::new(v1::WaitForSettleResponse { settle: Some(screen::settled(&settled)), sequence }))
+    }
+
+    async fn get_clipboard(
+        &self,
+        request: Request<v1::GetClipboardRequest>,
+    ) -> Result<Response<v1::GetClipboardResponse>, Status> {
+        let wanted = desk::get(request.get_ref())?;
+        let mut guard = self.guard(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call = async {
+            let found = session.get_clipboard(wanted.selection, wanted.kind, wanted.max, deadline).await;
+            desk::found(found.map_err(desk_error)?, wanted.max)
+        };
+        Ok(Response::new(guard.hold(call).await?))
+    }
+
+    async fn set_clipboard(
+        &self,
+        request: Request<v1::SetClipboardRequest>,
+    ) -> Result<Response<v1::SetClipboardResponse>, Status> {
+        let (selection, content) = desk::set(request.get_ref())?;
+        let mut guard = self.driver(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call = async { session.set_clipboard(selection, content, deadline).await.map_err(desk_error) };
+        guard.hold(call).await?;
+        Ok(Response::new(v1::SetClipboardResponse {}))
+    }
+
+    async fn list_windows(
+        &self,
+        request: Request<v1::ListWindowsRequest>,
+    ) -> Result<Response<v1::ListWindowsResponse>, Status> {
+        let mut guard = self.guard(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call = async { session.list_windows(deadline).await.map_err(desk_error) };
+        Ok(Response::new(desk::windows(guard.hold(call).await?)))
+    }
+
+    async fn focus_window(
+        &self,
+        request: Request<v1::FocusWindowRequest>,
+    ) -> Result<Response<v1::FocusWindowResponse>, Status> {
+        let id = request.get_ref().window_id;
+        if id == 0 {
+            return Err(Error::field("window_id", "is required: the id of a window of ListWindows").into());
+        }
+        let timeout = desk::focus_timeout(request.get_ref().timeout)?;
+        let mut guard = self.driver(&request, &request.get_ref().target).await?;
+        let (session, deadline) = (guard.session()?, guard.deadline(DESK));
+        let call = async { session.focus_window(id, timeout, deadline).await.map_err(window_error) };
+        let window = desk::window(guard.hold(call).await?);
+        Ok(Response::new(v1::FocusWindowResponse { window: Some(window) }))
+    }
+
+    async fn set_masks(
+        &self,
+        request: Request<v1::SetMasksRequest>,
+    ) -> Result<Response<v1::SetMasksResponse>, Status> {
+        let wanted = request.get_ref();
+        let (areas, frame) = (desk::masks(&wanted.masks)?, screen::frame_size(wanted.frame_size)?);
+        let target = fields::target("target", &wanted.target)?;
+        let mut guard = self.driver(&request, &wanted.target).await?;
+        let (caller, deadline) = (guard.caller.clone(), guard.deadline(PICTURE));
+        let call = self.orchestrator.set_masks(&caller, &target, areas, frame, deadline);
+        let masks = guard.hold(call).await?.into_iter().map(screen::from_rect).collect();
+        Ok(Response::new(v1::SetMasksResponse { masks }))
+    }
+
+    async fn list_masks(
+        &self,
+        request: Request<v1::ListMasksRequest>,
+    ) -> Result<Response<v1::ListMasksResponse>, Status> {
+        let target = fields::target("target", &request.get_ref().target)?;
+        let masks = self.orchestrator.masks(&auth::of(&request)?, &target).await?;
+        Ok(Response::new(desk::masks_to_proto(masks)))
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<Self::ExecStream>, Status> {

@@ -6,10 +6,10 @@ use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::{agent, desktop, host, lease, operations, pool, template, vm};
+use super::{agent, desktop, host, lease, operations, pool, secret, template, vm};
 
 /// All services with a health of their own; the empty name is the daemon.
-pub(crate) const SERVICES: [&str; 9] = [
+pub(crate) const SERVICES: [&str; 10] = [
     "",
     v1::template_service_server::TemplateServiceServer::<template::TemplateService>::NAME,
     v1::pool_service_server::PoolServiceServer::<pool::PoolService>::NAME,
@@ -17,6 +17,7 @@ pub(crate) const SERVICES: [&str; 9] = [
     v1::lease_service_server::LeaseServiceServer::<lease::LeaseService>::NAME,
     v1::desktop_service_server::DesktopServiceServer::<desktop::DesktopService>::NAME,
     v1::agent_service_server::AgentServiceServer::<agent::AgentService>::NAME,
+    v1::secret_service_server::SecretServiceServer::<secret::SecretService>::NAME,
     v1::host_service_server::HostServiceServer::<host::HostService>::NAME,
     OperationsServer::<operations::Operations>::NAME,
 ];

@@ -8,16 +8,19 @@ use tonic::Streaming;
 
 use super::convert::screen;
 use super::desktop::{Batch, INPUT};
+use super::fields;
 use super::guard::Guard;
 use crate::display::{Hub, InputDone};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::screen::Point;
+use crate::orchestrator::Orchestrator;
 
 /// How long letting go of keys may take after a stream broke off.
 const RELEASE: Duration = Duration::from_secs(10);
 
 /// Does what a client streams. `first` is its first message, which named the target.
 pub(super) async fn run(
+    orchestrator: &Orchestrator,
     mut guard: Guard,
     first: v1::StreamInputRequest,
     mut messages: Streaming<v1::StreamInputRequest>,
@@ -31,7 +34,7 @@ pub(super) async fn run(
         // The first may only open the stream.
         if index > 0 || !message.events.is_empty() {
             release.touch();
-            let done = batch(&mut guard, &target, &message).await;
+            let done = batch(orchestrator, &mut guard, &target, &message).await;
             sum.add(&done.map_err(|error| sum.explain(error, index))?);
         }
         index += 1;
@@ -50,11 +53,18 @@ pub(super) async fn run(
     Ok(sum.answer())
 }
 
-async fn batch(guard: &mut Guard, target: &str, message: &v1::StreamInputRequest) -> Result<InputDone> {
+async fn batch(
+    orchestrator: &Orchestrator,
+    guard: &mut Guard,
+    target: &str,
+    message: &v1::StreamInputRequest,
+) -> Result<InputDone> {
     if !message.target.is_empty() && message.target != target {
         return Err(Error::field("target", "must be empty or that of the first message"));
     }
-    let Batch { id, events, frame } = Batch::of(&message.batch_id, &message.events, message.frame_size)?;
+    let Batch { id, mut events, frame } = Batch::of(&message.batch_id, &message.events, message.frame_size)?;
+    let caller = guard.caller.clone();
+    orchestrator.reveal_secrets(&caller, &fields::target("target", target)?, &mut events).await?;
     let (hub, deadline) = (guard.hub(), guard.deadline(INPUT));
     guard.hold(async { Ok(hub.send_input(&id, events, frame, deadline).await?) }).await
 }

@@ -8,6 +8,7 @@
 mod acquire;
 mod agent;
 mod auth;
+mod console;
 mod convert;
 mod deadline;
 mod desktop;
@@ -22,6 +23,7 @@ mod page;
 mod pictures;
 mod pool;
 mod router;
+mod secret;
 pub mod serve;
 pub mod status;
 mod template;

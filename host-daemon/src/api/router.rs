@@ -15,11 +15,14 @@ use tower::ServiceExt as _;
 
 use super::deadline::{self, Stopping};
 use super::tokens::Tokens;
-use super::{agent, auth, desktop, health, host, lease, operations, pictures, pool, template, vm};
+use super::{agent, auth, desktop, health, host, lease, operations, pictures, pool, secret, template, vm};
+use crate::guest::MAX_CLIPBOARD;
 use crate::orchestrator::Orchestrator;
 
 /// Largest request: a file part or text of 1 MiB, or a batch of 1024 events, with room around it.
 const MAX_REQUEST: usize = 4 << 20;
+/// The same for desktops, whose clipboards are larger.
+const MAX_DESKTOP_REQUEST: usize = MAX_CLIPBOARD + (1 << 20);
 
 /// What the services need.
 pub(crate) struct Api {
@@ -103,8 +106,9 @@ impl Services {
         add!(routes, v1::vm_service_server::VmServiceServer<_>, vm::VmService(of()));
         add!(routes, v1::lease_service_server::LeaseServiceServer<_>, lease::LeaseService(of()));
         let desktop_server = v1::desktop_service_server::DesktopServiceServer::from_arc(desktop.clone());
-        routes = routes.add_service(desktop_server.max_decoding_message_size(MAX_REQUEST));
+        routes = routes.add_service(desktop_server.max_decoding_message_size(MAX_DESKTOP_REQUEST));
         add!(routes, v1::agent_service_server::AgentServiceServer<_>, agent::AgentService(of()));
+        add!(routes, v1::secret_service_server::SecretServiceServer<_>, secret::SecretService(of()));
         add!(routes, v1::host_service_server::HostServiceServer<_>, host::HostService(of()));
         add!(routes, OperationsServer<_>, operations::Operations(of()));
         let router = with_common(routes, health)?.into_axum_router();

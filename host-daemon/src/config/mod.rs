@@ -363,6 +363,8 @@ impl Config {
         Settings {
             host_id: from.host_id.clone(),
             data_dir: self.state_dir.clone(),
+            secrets_dir: self.state_dir.join("secrets"),
+            masks_dir: self.state_dir.join("masks"),
             boot_timeout: from.boot_timeout,
             answer_timeout: from.answer_timeout,
             agent_timeout: from.agent_timeout,

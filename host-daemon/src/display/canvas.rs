@@ -1,4 +1,5 @@
-//! The pixels of a picture: cut out of the frame, scaled, with the cursor drawn, and copied only where they must be.
+//! The pixels of a picture: cut out of the frame, covered where there are masks, scaled, with the cursor drawn, and copied
+//! only where they must be.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -61,7 +62,8 @@ impl Canvas {
             Self::Scaled { size, pixels } => cut(pixels, *size, area),
             Self::Part { shot, region, cursor } => {
                 let area = Rect { x: region.x + area.x, y: region.y + area.y, ..area };
-                let pixels = cut(shot.pixels.get(), shot.size, area);
+                // Before anything else is done with them: no scaling or encoder ever sees what is covered.
+                let pixels = shot.covered.draw(shot.size, area, cut(shot.pixels.get(), shot.size, area));
                 match shot.cursor.as_ref().filter(|_| *cursor) {
                     Some(drawn)
                         if drawn.area(shot.size).is_some_and(|own| own.intersection(area).is_some()) =>

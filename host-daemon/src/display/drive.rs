@@ -12,7 +12,7 @@ use super::settle;
 use crate::guest::{GuestError, InputFailure, InputFailureReason, InputOutcome, Session};
 use crate::model::input::{InputEvent, SettleOptions, Settled};
 use crate::model::input_rules::{self, InputError, InputProblem};
-use crate::model::screen::Size;
+use crate::model::screen::{Point, Size};
 
 /// What [`Hub::act`] did and saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,15 +90,18 @@ impl Hub {
         deadline: Instant,
     ) -> Result<Waited, DisplayError> {
         input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
-        let Some(session) = self.session()? else {
+        let Some(session) = self.driver(deadline).await? else {
             let before = self.look_from_outside(deadline).await?;
-            let settle = settle::fit(settle, frame, before.size, deadline)?;
+            let settle = self.fit(settle, frame, before.size, deadline)?;
             let settled = self.settle_from_outside(before, &settle, deadline).await?;
             return Ok(Waited { settled, source: Source::Hypervisor, epoch: 0 });
         };
         let size = self.frame_size(&session, deadline).await?;
-        let settle = settle::fit(settle, frame, size, deadline)?;
-        let settled = settle::inside(session.settle(&settle, deadline).await?, size);
+        let settle = self.fit(settle, frame, size, deadline)?;
+        let asked = Instant::now();
+        let settled = session.settle(&settle, deadline).await;
+        self.0.pulse.note(&session, asked, &settled);
+        let settled = settle::inside(settled?, size);
         Ok(Waited { settled, source: Source::Agent, epoch: session.epoch() })
     }
 
@@ -114,6 +117,14 @@ impl Hub {
         match outcome.failure {
             Some(failure) => Err(DisplayError::Guest(GuestError::Failed(failure.message))),
             None => Ok(()),
+        }
+    }
+
+    /// The session to give input to; none where the hypervisor has to do it.
+    async fn driver(&self, deadline: Instant) -> Result<Option<Session>, DisplayError> {
+        match self.session()? {
+            Some(session) if self.answers(&session, deadline).await => Ok(Some(session)),
+            _ => Ok(None),
         }
     }
 
@@ -137,7 +148,7 @@ impl Hub {
                 description: format!("sides must be 1 to {}", Size::MAX_SIDE),
             });
         }
-        let session = self.session()?;
+        let session = self.driver(deadline).await?;
         let (size, before) = match &session {
             Some(session) => (self.frame_size(session, deadline).await?, None),
             None => {
@@ -149,7 +160,7 @@ impl Hub {
             input_rules::scale(&mut events, frame, size)?;
         }
         input_rules::check(&mut events, size)?;
-        let settle = settle.map(|settle| settle::fit(settle, frame, size, deadline)).transpose()?;
+        let settle = settle.map(|settle| self.fit(settle, frame, size, deadline)).transpose()?;
         let Some(session) = session else {
             let done = self.input_from_outside(batch_id, &events, size, deadline).await?;
             let settled = match (settle, before) {
@@ -163,15 +174,24 @@ impl Hub {
         if session.is_closed() {
             return Err(DisplayError::NotConnected);
         }
-        let outcome = match session.input(batch_id, &events, settle.as_ref(), deadline).await {
+        if let Some(done) = self.done_from_outside(batch_id).await {
+            return Ok((done, None));
+        }
+        let secret = events.iter().any(InputEvent::is_secret);
+        let asked = Instant::now();
+        let outcome = session.input(batch_id, &events, settle.as_ref(), deadline).await;
+        self.0.pulse.note(&session, asked, &outcome);
+        let outcome = match outcome.map_err(|error| if secret { error.without_words() } else { error }) {
             Ok(outcome) => outcome,
             Err(source) if source.outcome_unknown() => {
+                self.doubt(batch_id).await;
                 return Err(DisplayError::OutcomeUnknown { completed: 0, source });
             }
             Err(error) => return Err(error.into()),
         };
         if let Some(failure) = &outcome.failure {
             self.forget_size();
+            let failure = if secret { &withheld(failure, &events) } else { failure };
             return Err(refused(failure, &outcome, &events, size));
         }
         let done = InputDone {
@@ -183,6 +203,26 @@ impl Hub {
             source: Source::Agent,
         };
         Ok((done, outcome.settled.map(|settled| settle::inside(settled, size))))
+    }
+
+    /// A wait in the real frame's pixels. To wait for a colour under a mask would be to look there.
+    fn fit(
+        &self,
+        settle: &SettleOptions,
+        frame: Option<Size>,
+        size: Size,
+        deadline: Instant,
+    ) -> Result<SettleOptions, DisplayError> {
+        let fitted = settle::fit(settle, frame, size, deadline)?;
+        let covered = self.masks().map(|masks| masks.over(size)).unwrap_or_default();
+        let under = |at: Point| covered.iter().any(|mask| mask.contains(at));
+        match fitted.pixels.iter().position(|pixel| under(pixel.at)) {
+            None => Ok(fitted),
+            Some(index) => Err(DisplayError::BadOption {
+                field: "settle.pixels",
+                description: format!("entry {index} lies under a mask"),
+            }),
+        }
     }
 
     /// Size of the real frame: as last captured in this session, else asked for.
@@ -213,6 +253,17 @@ impl Hub {
     fn forget_size(&self) {
         *self.0.probed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// A refusal without the agent's words, but for the name of a key that is in the batch: they may quote a secret.
+fn withheld(failure: &InputFailure, events: &[InputEvent]) -> InputFailure {
+    let keys = events.iter().flat_map(InputEvent::keys).map(|(_, key)| format!("{key:?}"));
+    let named = keys.into_iter().find(|key| failure.message.contains(key));
+    let message = match (failure.reason, named) {
+        (InputFailureReason::UnknownKey, Some(key)) => format!("no key named {key}"),
+        _ => "refused; why is withheld, because a secret is among the input".to_owned(),
+    };
+    InputFailure { reason: failure.reason, message }
 }
 
 /// The agent's refusal in the terms of the batch.

@@ -177,9 +177,17 @@ struct Want {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
     ordinal: u64,
+    /// What was covered.
+    covered: u64,
     /// The state that patches are drawn over.
     from: Option<u64>,
     want: Want,
+}
+
+impl Key {
+    fn of(shot: &Shot, from: Option<u64>, want: Want) -> Self {
+        Self { ordinal: shot.ordinal(want.cursor), covered: shot.covered.generation, from, want }
+    }
 }
 
 /// The last pictures of one hub.
@@ -200,7 +208,7 @@ impl Pictures {
         if want.format == ImageFormat::RawBgra && want.geometry.size.frame_bytes() > want.limit {
             return Err(DisplayError::TooLarge { bytes: want.geometry.size.frame_bytes(), max: want.limit });
         }
-        let key = Key { ordinal: shot.ordinal(want.cursor), from: None, want };
+        let key = Key::of(&shot, None, want);
         let cell = self.cell(key);
         let outcome = cell.get_or_init(|| encoders.picture(shot, want)).await;
         picture(outcome, want)
@@ -224,7 +232,7 @@ impl Pictures {
         if areas.len() > MAX_PATCHES || areas.iter().map(pixels).sum::<u64>() * 2 > all {
             return Ok(None);
         }
-        let key = Key { ordinal: shot.ordinal(want.cursor), from: Some(from), want };
+        let key = Key::of(&shot, Some(from), want);
         let cell = self.cell(key);
         match cell.get_or_init(|| encoders.patches(shot, want, areas)).await {
             Err(Failure::TooLarge(_)) => Ok(None),

@@ -1,5 +1,6 @@
 //! The canonical frame: what the host believes the screen to be, and what changed on the way there.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use super::hub::Source;
 use super::pixels::Pixels;
 use crate::guest::{Captured, CursorSeen, GuestError, Have};
+use crate::model::mask::Masks;
 use crate::model::screen::{CursorShape, Point, Rect, Size};
 
 /// States of the screen whose changed rectangles are remembered. A subscriber that is further behind is told that all
@@ -29,6 +31,36 @@ pub(super) struct Shot {
     pub(super) cursor: Option<CursorAt>,
     pub(super) size: Size,
     pub(super) pixels: Arc<Pixels>,
+    /// What nobody outside may see of them.
+    pub(super) covered: Covered,
+}
+
+/// Parts of a frame that are covered in every picture of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Covered {
+    /// Another number for each change of what is covered.
+    pub(super) generation: u64,
+    masks: Option<Arc<Masks>>,
+}
+
+impl Covered {
+    /// What is covered of a frame of this size.
+    fn areas(&self, frame: Size) -> Vec<Rect> {
+        self.masks.as_ref().map(|masks| masks.over(frame)).unwrap_or_default()
+    }
+
+    /// Covers `pixels`, the rows of `area` of a frame.
+    pub(super) fn draw<'a>(&self, frame: Size, area: Rect, mut pixels: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
+        for mask in self.areas(frame) {
+            let Some(part) = mask.intersection(area) else { continue };
+            let own = pixels.to_mut();
+            for y in part.y - area.y..part.y - area.y + part.height {
+                let from = (y as usize * area.width as usize + (part.x - area.x) as usize) * 4;
+                own[from..from + part.width as usize * 4].fill(0);
+            }
+        }
+        pixels
+    }
 }
 
 /// The cursor as last asked for.
@@ -111,6 +143,8 @@ pub(super) struct Plane {
     /// Of the last state, whatever became of it.
     ordinal: u64,
     log: VecDeque<Step>,
+    /// What is covered in this frame and in those to come.
+    covered: Covered,
 }
 
 #[derive(Debug)]
@@ -194,6 +228,7 @@ impl Plane {
                     cursor,
                     size: captured.size,
                     pixels: Arc::new(Pixels::new(captured.size, &captured.patches)),
+                    covered: self.covered.clone(),
                 });
                 self.have = Have { answer: captured.answer, ..have };
                 // Steps of another session or size say nothing about this one.
@@ -251,6 +286,7 @@ impl Plane {
             cursor: None,
             size,
             pixels: Arc::new(Pixels::drawn(size, pixels)),
+            covered: self.covered.clone(),
         });
         self.log.clear();
         self.remember(before + 1, vec![Rect::whole(size)], Vec::new());
@@ -259,7 +295,29 @@ impl Plane {
 
     /// Forgets the frame; the next capture gets all of it.
     pub(super) fn clear(&mut self) {
-        *self = Self { ordinal: self.ordinal, ..Self::default() };
+        *self = Self { ordinal: self.ordinal, covered: self.covered.clone(), ..Self::default() };
+    }
+
+    /// What is covered.
+    pub(super) fn masks(&self) -> Option<&Masks> {
+        self.covered.masks.as_deref()
+    }
+
+    pub(super) fn covered(&self) -> &Covered {
+        &self.covered
+    }
+
+    /// Covers other parts than before. To who sees the frame it is a new one, which differs where anything was or is covered.
+    pub(super) fn cover(&mut self, masks: Option<Masks>) {
+        let covered = Covered { generation: self.covered.generation + 1, masks: masks.map(Arc::new) };
+        let before = std::mem::replace(&mut self.covered, covered.clone());
+        let Some(shot) = &mut self.shot else { return };
+        let areas: Vec<_> = [&before, &covered].into_iter().flat_map(|c| c.areas(shot.size)).collect();
+        shot.covered = covered;
+        if !areas.is_empty() {
+            let sequence = shot.sequence(false);
+            self.remember(sequence, areas, Vec::new());
+        }
     }
 
     fn remember(&mut self, sequence: u64, areas: Vec<Rect>, cursor: Vec<Rect>) {
@@ -315,7 +373,7 @@ fn covers(big: Rect, small: Rect) -> bool {
         && big.y + big.height >= small.y + small.height
 }
 
-fn around(a: Rect, b: Rect) -> Rect {
+pub(super) fn around(a: Rect, b: Rect) -> Rect {
     let (x, y) = (a.x.min(b.x), a.y.min(b.y));
     let right = (a.x + a.width).max(b.x + b.width);
     let bottom = (a.y + a.height).max(b.y + b.height);

@@ -193,6 +193,7 @@ impl Subscriber {
         if let Some(last) = before.filter(|_| self.options.delta && !forced && !due)
             && let Some(patches) =
                 inner.pictures.patches(&inner.encoders, shot.clone(), options, last.ordinal, changed).await?
+            && inner.view.plane.borrow().covered().generation == shot.covered.generation
         {
             return Ok(patches);
         }

@@ -93,6 +93,23 @@ impl GuestError {
         matches!(self, Self::Lost(_) | Self::Timeout(_) | Self::Protocol(_) | Self::Failed(_))
     }
 
+    /// The same without what the guest said, which may repeat what it was told.
+    #[must_use]
+    pub fn without_words(self) -> Self {
+        let withheld = || "its words are withheld, because a secret was among the input".to_owned();
+        match self {
+            Self::Lost(_) => Self::Lost(withheld()),
+            Self::NotReady(_) => Self::NotReady(withheld()),
+            Self::NotFound(_) => Self::NotFound(withheld()),
+            Self::PermissionDenied(_) => Self::PermissionDenied(withheld()),
+            Self::Invalid(_) => Self::Invalid(withheld()),
+            Self::Refused(_) => Self::Refused(withheld()),
+            Self::Failed(_) => Self::Failed(withheld()),
+            Self::Protocol(_) => Self::Protocol(withheld()),
+            other => other,
+        }
+    }
+
     /// As the domain sees it; `not_found` says what it was that the guest does not have.
     #[must_use]
     pub fn into_error(self, not_found: Reason) -> Error {

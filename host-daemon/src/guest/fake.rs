@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use hvkube_proto::guest::v1 as pb;
 use hvkube_proto::preface::{Hello, VERSION, WelcomeScanner};
+use pb::desktop_service_server::{DesktopService, DesktopServiceServer};
 use pb::display_service_server::{DisplayService, DisplayServiceServer};
 use pb::process_service_server::{ProcessService, ProcessServiceServer};
 use pb::supervisor_service_server::{SupervisorService, SupervisorServiceServer};
@@ -39,6 +40,14 @@ pub(crate) struct State {
     pub(crate) exec: Vec<pb::ExecResponse>,
     /// Given to the next inputs; afterwards all are done.
     pub(crate) input_answers: VecDeque<Result<pb::InputResponse, Status>>,
+    /// Given instead of what the clipboard holds.
+    pub(crate) clipboard: Vec<pb::GetClipboardResponse>,
+    /// Contents that the clipboard was given.
+    pub(crate) copied: Vec<(pb::SetClipboardHeader, Vec<u8>)>,
+    /// The windows and their screen.
+    pub(crate) windows: pb::ListWindowsResponse,
+    /// Answer nothing about the screen, and no input.
+    pub(crate) hangs: bool,
     /// Never answer input.
     pub(crate) input_hangs: bool,
     /// Never answer a file that is being written before it is whole.
@@ -119,6 +128,7 @@ impl Fake {
         let incoming = stream::once(std::future::ready(Ok::<_, std::io::Error>(io)));
         let _ = tonic::transport::Server::builder()
             .add_service(SupervisorServiceServer::new(self.clone()))
+            .add_service(DesktopServiceServer::new(self.clone()))
             .add_service(DisplayServiceServer::new(self.clone()).max_decoding_message_size(4 << 20))
             .add_service(ProcessServiceServer::new(self))
             .serve_with_incoming(incoming)
@@ -240,7 +250,13 @@ impl SupervisorService for Fake {
 #[tonic::async_trait]
 impl DisplayService for Fake {
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
-        let size = self.state().size;
+        let (size, hangs) = {
+            let state = self.state();
+            (state.size, state.hangs)
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(pb::ProbeResponse {
             width: size.width,
             height: size.height,
@@ -256,11 +272,14 @@ impl DisplayService for Fake {
         request: Request<pb::CaptureRequest>,
     ) -> Result<Response<Self::CaptureStream>, Status> {
         let request = request.into_inner();
-        let hostile = {
+        let (hostile, hangs) = {
             let mut state = self.state();
             state.captures += 1;
-            state.hostile_frame.clone()
+            (state.hostile_frame.clone(), state.hangs)
         };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         if let Some(parts) = hostile {
             return Ok(Response::new(stream::iter(parts.into_iter().map(Ok)).boxed()));
         }
@@ -278,7 +297,7 @@ impl DisplayService for Fake {
         let (answer, hangs) = {
             let mut state = self.state();
             state.inputs.push(request.clone());
-            (state.input_answers.pop_front(), state.input_hangs)
+            (state.input_answers.pop_front(), state.input_hangs || state.hangs)
         };
         if hangs {
             std::future::pending::<()>().await;
@@ -296,6 +315,54 @@ impl DisplayService for Fake {
 
     async fn settle(&self, _: Request<pb::SettleRequest>) -> Result<Response<pb::SettleResponse>, Status> {
         Ok(Response::new(pb::SettleResponse { settled_after_micros: 5, ..Default::default() }))
+    }
+}
+
+#[tonic::async_trait]
+impl DesktopService for Fake {
+    type GetClipboardStream = BoxStream<'static, Result<pb::GetClipboardResponse, Status>>;
+
+    async fn get_clipboard(
+        &self,
+        _: Request<pb::GetClipboardRequest>,
+    ) -> Result<Response<Self::GetClipboardStream>, Status> {
+        let parts = self.state().clipboard.clone();
+        Ok(Response::new(stream::iter(parts.into_iter().map(Ok)).boxed()))
+    }
+
+    async fn set_clipboard(
+        &self,
+        request: Request<Streaming<pb::SetClipboardRequest>>,
+    ) -> Result<Response<pb::SetClipboardResponse>, Status> {
+        use pb::set_clipboard_request::Part;
+        let mut parts = request.into_inner();
+        let mut copied = (pb::SetClipboardHeader::default(), Vec::new());
+        while let Some(part) = parts.message().await? {
+            match part.part {
+                Some(Part::Header(header)) => copied.0 = header,
+                Some(Part::Data(data)) => copied.1.extend_from_slice(&data),
+                None => return Err(Status::invalid_argument("empty part")),
+            }
+        }
+        self.state().copied.push(copied);
+        Ok(Response::new(pb::SetClipboardResponse {}))
+    }
+
+    async fn list_windows(
+        &self,
+        _: Request<pb::ListWindowsRequest>,
+    ) -> Result<Response<pb::ListWindowsResponse>, Status> {
+        Ok(Response::new(self.state().windows.clone()))
+    }
+
+    async fn focus_window(
+        &self,
+        _: Request<pb::FocusWindowRequest>,
+    ) -> Result<Response<pb::FocusWindowResponse>, Status> {
+        let window = self.state().windows.windows.first().cloned();
+        window
+            .ok_or_else(|| Status::not_found("no window"))
+            .map(|window| Response::new(pb::FocusWindowResponse { window: Some(window) }))
     }
 }
 

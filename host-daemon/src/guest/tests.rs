@@ -294,7 +294,7 @@ async fn what_the_guest_says_of_itself_is_bounded() {
     fake.state().attach_answer = Some(pb::AttachResponse {
         agent_version: "v\u{1b}[31m".repeat(1000),
         image_stamp_json: "{not json".into(),
-        warnings: vec!["w".repeat(10_000); 100],
+        warnings: vec!["w".repeat(1000); 100],
         ip_addresses: vec!["::1".into(); 1000],
         ..Default::default()
     });
@@ -393,4 +393,91 @@ async fn a_file_whose_source_fails_is_not_written() {
     let result = session.write_file(params, bad, soon()).await;
     assert!(matches!(&result, Err(GuestError::Aborted(why)) if why.contains("went away")), "{result:?}");
     assert_eq!(fake.state().written, [("f".to_owned(), b"abc".to_vec())]);
+}
+
+#[tokio::test]
+async fn a_hostile_clipboard_is_refused_and_never_larger_than_it_says() {
+    use pb::get_clipboard_response::Part;
+    let fake = Fake::new(8, 8);
+    let session = open(&fake).await;
+    let header = |bytes| {
+        Part::Header(pb::ClipboardHeader {
+            kind: pb::ClipboardKind::Text.into(),
+            bytes,
+            ..Default::default()
+        })
+    };
+    let data = |bytes: usize| Part::Data(vec![b'x'; bytes].into());
+    let ask = |max| session.get_clipboard(Selection::Clipboard, None, max, soon());
+    for parts in [
+        vec![],
+        vec![data(3)],
+        vec![header(11), data(11)],
+        vec![header(u32::MAX), data(3)],
+        vec![header(3), data(2)],
+        vec![header(3), data(2), data(2)],
+        vec![header(3), header(3), data(3)],
+        [vec![header(3)], vec![data(1 << 20); 64]].concat(),
+    ] {
+        let answers = parts.into_iter().map(|part| pb::GetClipboardResponse { part: Some(part) });
+        fake.state().clipboard = answers.collect();
+        let refused = ask(10).await;
+        assert!(matches!(refused, Err(GuestError::Protocol(_))), "{refused:?}");
+    }
+    let parts = [header(10), data(4), data(6)];
+    fake.state().clipboard = parts.map(|part| pb::GetClipboardResponse { part: Some(part) }).into();
+    let found = ask(10).await.expect("legal");
+    assert_eq!(found.content, Some(Clipboard::Text("x".repeat(10))));
+
+    let large = "y".repeat(3 << 20);
+    let content = Some(Clipboard::Text(large.clone()));
+    session.set_clipboard(Selection::Primary, content, soon()).await.expect("taken");
+    let state = fake.state();
+    let (header, copied) = &state.copied[0];
+    assert_eq!((header.selection(), header.kind()), (pb::Selection::Primary, pb::ClipboardKind::Text));
+    assert!(header.bytes as usize == large.len() && copied == large.as_bytes());
+}
+
+#[tokio::test]
+async fn windows_of_a_hostile_guest_are_bounded() {
+    let fake = Fake::new(8, 8);
+    let session = open(&fake).await;
+    let screen = |width, dpi| {
+        let monitors = vec![pb::Monitor { name: "\n".repeat(1000), ..Default::default() }; 1000];
+        Some(pb::ScreenInfo { width, height: 600, dpi, monitors })
+    };
+    let windows: Vec<_> = (0..10_000).map(|id| pb::Window { id, ..Default::default() }).collect();
+    fake.state().windows = pb::ListWindowsResponse { windows, screen: screen(800, f64::NAN) };
+    let told = session.list_windows(soon()).await.expect("usable");
+    assert_eq!((told.windows.len(), told.windows[0].id, told.windows[255].id), (256, 9744, 9999));
+    assert!((told.dpi - 96.0).abs() < f64::EPSILON);
+    assert_eq!((told.monitors.len(), told.monitors[0].name.len()), (16, 64));
+    assert!(!told.monitors[0].name.contains('\n'));
+    let other = session.focus_window(5, Duration::from_secs(1), soon()).await;
+    assert!(matches!(other, Err(GuestError::Protocol(_))), "another window than asked for: {other:?}");
+    for (width, screen) in [(0, screen(0, 96.0)), (1, screen(1 << 20, 96.0)), (2, None)] {
+        fake.state().windows.screen = screen;
+        let refused = session.list_windows(soon()).await;
+        assert!(matches!(refused, Err(GuestError::Protocol(_))), "{width}: {refused:?}");
+    }
+}
+
+#[test]
+fn a_message_is_not_kept_for_the_pixels_in_it() {
+    use prost::Message as _;
+    let header =
+        pb::FrameHeader { width: 8, height: 8, sequence: 1, full: true, rects: 1, ..Default::default() };
+    let area = Some(pb::Rect { x: 0, y: 0, width: 1, height: 1 });
+    let pixel = pb::FrameRect { area, packing: pb::Packing::Raw.into(), data: vec![7; 4].into(), from: None };
+    // Fields that nobody knows, a megabyte of them, are legal in any message.
+    let mut wire = rect_part(pixel).encode_to_vec();
+    wire.extend([0xa2, 0x06, 0x80, 0x80, 0x40]);
+    wire.extend(vec![0; 1 << 20]);
+    let wire = Bytes::from(wire);
+    let place = wire.as_ptr() as usize..wire.as_ptr() as usize + wire.len();
+    let parts = [header_part(header), pb::CaptureResponse::decode(wire.clone()).expect("legal")];
+    let captured = fuzz::captured(Have::default(), parts).expect("a frame");
+    let Fill::Pixels(kept) = &captured.patches[0].fill else { panic!("{captured:?}") };
+    assert_eq!(kept[..], [7; 4]);
+    assert!(!place.contains(&(kept.as_ptr() as usize)), "they are still part of the message");
 }

@@ -7,7 +7,9 @@ use hvkube_proto::guest::v1 as pb;
 use tokio::time::Instant;
 
 use super::error::{GuestError, clip};
-use super::types::{Attached, FileInfo, Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome};
+use super::types::{
+    Attached, FileInfo, Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome, Probe,
+};
 use crate::model::input::{Action, InputEvent, Met, MouseButton, PixelCondition, SettleOptions, Settled};
 use crate::model::screen::{Point, Rect, Size};
 
@@ -75,6 +77,14 @@ pub(super) fn heartbeat(beat: &pb::HeartbeatResponse) -> Heartbeat {
         ip_addresses: addresses(&beat.ip_addresses),
         uptime: beat.uptime.and_then(|uptime| uptime.try_into().ok()).unwrap_or_default(),
     }
+}
+
+pub(super) fn probe(answer: &pb::ProbeResponse) -> Result<Probe, GuestError> {
+    Ok(Probe {
+        size: size(answer.width, answer.height)?,
+        input_round_trip: Duration::from_micros(answer.input_round_trip_micros.into()),
+        pointer: Point { x: answer.pointer_x, y: answer.pointer_y },
+    })
 }
 
 /// A size that a frame may have.
@@ -235,7 +245,8 @@ pub(super) fn event(event: &InputEvent) -> pb::InputEvent {
             E::Chord(pb::Chord { keys: keys.clone(), hold: some_duration(*hold) })
         }
         InputEvent::Text { text, interval } => {
-            E::Text(pb::Text { text: text.clone(), interval: some_duration(*interval) })
+            let text = text.expose().unwrap_or_default().to_owned();
+            E::Text(pb::Text { text, interval: some_duration(*interval) })
         }
         InputEvent::Pause(time) => E::Pause(duration(*time)),
         InputEvent::ReleaseAll => E::ReleaseAll(pb::ReleaseAll {}),

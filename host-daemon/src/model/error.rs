@@ -81,8 +81,12 @@ reasons! {
     NotFound = "RESOURCE_NOT_FOUND", NotFound;
     /// No such file in the guest.
     GuestFileNotFound = "GUEST_FILE_NOT_FOUND", NotFound;
+    /// No such console ticket, or not for this caller, or not any more.
+    ConsoleTicketUnknown = "CONSOLE_TICKET_UNKNOWN", NotFound;
     /// No such program in the guest.
     ProgramNotFound = "PROGRAM_NOT_FOUND", NotFound;
+    /// No such window on the desktop.
+    WindowNotFound = "WINDOW_NOT_FOUND", NotFound;
     /// The id is taken.
     AlreadyExists = "RESOURCE_EXISTS", AlreadyExists;
     /// The VM's state does not allow the move.
@@ -125,6 +129,8 @@ reasons! {
     StaleEtag = "STALE_ETAG", Aborted;
     /// Another move of the VM is under way.
     VmBusy = "VM_BUSY", Aborted;
+    /// The viewer did not keep to its protocol, or the screen became one that it can't show.
+    ConsoleFailed = "CONSOLE_FAILED", Aborted;
     /// The agent was lost in the middle of a batch.
     InputOutcomeUnknown = "INPUT_OUTCOME_UNKNOWN", Aborted;
     /// A watch was not read in time; go on from its last revision.
@@ -133,6 +139,8 @@ reasons! {
     AdminOnly = "ADMIN_ONLY", PermissionDenied;
     /// Somebody else holds the lease.
     LeaseNotYours = "LEASE_NOT_YOURS", PermissionDenied;
+    /// The secret is not the caller's to have typed there.
+    SecretNotAllowed = "SECRET_NOT_ALLOWED", PermissionDenied;
     /// Somebody else submitted, or claimed, the agent.
     AgentNotYours = "AGENT_NOT_YOURS", PermissionDenied;
     /// The desktop user may not.
@@ -143,8 +151,14 @@ reasons! {
     PoolExhausted = "POOL_EXHAUSTED", ResourceExhausted;
     /// The caller holds, or waits for, as many leases as it may.
     QuotaExceeded = "QUOTA_EXCEEDED", ResourceExhausted;
+    /// Too many consoles were asked for and not opened.
+    TooManyConsoles = "TOO_MANY_CONSOLES", ResourceExhausted;
     /// The encoded picture is larger than asked.
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
+    /// The clipboard holds more than asked.
+    ClipboardTooLarge = "CLIPBOARD_TOO_LARGE", ResourceExhausted;
+    /// The daemon keeps as many secrets as it may.
+    TooManySecrets = "TOO_MANY_SECRETS", ResourceExhausted;
     /// The agent keeps as many pictures as it may.
     TooManyScreenshots = "TOO_MANY_SCREENSHOTS", ResourceExhausted;
     /// No session with the guest's agent.

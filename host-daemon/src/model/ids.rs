@@ -98,6 +98,7 @@ id!(VmId, "VM");
 id!(LeaseId, "lease");
 id!(CheckpointId, "checkpoint");
 id!(AgentId, "agent");
+id!(SecretId, "secret");
 
 /// The checkpoint every VM has: its template's settled desktop.
 pub const CLEAN: &str = "clean";

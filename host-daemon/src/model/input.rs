@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::model::screen::{Point, Rect};
+use crate::model::secret::TypedText;
 
 /// One step of a virtual keyboard or mouse.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +154,7 @@ pub enum InputEvent {
     /// Type text, whatever the keyboard layout.
     Text {
         /// Any Unicode; newline and tab are the Return and Tab keys.
-        text: String,
+        text: TypedText,
         /// Pause between two characters.
         interval: Duration,
     },
@@ -173,6 +174,12 @@ impl InputEvent {
             Self::Drag { path, .. } => path.first().copied(),
             _ => None,
         }
+    }
+
+    /// Whether it types something that nobody but the desktop may see.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        matches!(self, Self::Text { text, .. } if text.is_secret())
     }
 
     /// The names of keys in it, each with its field.

@@ -7,6 +7,7 @@ use crate::model::error::{Error, Reason};
 use crate::model::input::{Action, InputEvent, MouseButton, RawInput, SettleOptions, WheelStep};
 use crate::model::keys;
 use crate::model::screen::{Point, Rect, Size};
+use crate::model::secret::TypedText;
 
 /// Most events of a batch.
 pub const MAX_EVENTS: usize = 1024;
@@ -205,15 +206,17 @@ fn check_event(event: &mut InputEvent, size: Size, text_bytes: &mut usize) -> Re
             within("chord.hold", *hold, MAX_TIME)
         }
         InputEvent::Text { text, interval } => {
+            let secret = text.is_secret();
+            let Some(text) = text.expose() else {
+                return Err(illegal("text.secret", "a secret can't be typed by this call"));
+            };
             *text_bytes += text.len();
             if *text_bytes > MAX_TEXT {
                 return Err(illegal("text.text", format!("a batch has at most {MAX_TEXT} bytes of text")));
             }
             if let Some(control) = text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
-                return Err(illegal(
-                    "text.text",
-                    format!("the control character {control:?} can't be typed"),
-                ));
+                let what = if secret { "a".to_owned() } else { format!("the {control:?}") };
+                return Err(illegal("text.text", format!("{what} control character can't be typed")));
             }
             within("text.interval", *interval, MAX_INTERVAL)
         }
@@ -468,6 +471,8 @@ pub fn to_raw(
         },
         InputEvent::Chord { keys, hold } => steps.with_keys(keys, |steps| steps.wait(*hold)),
         InputEvent::Text { text, interval } => {
+            // The hypervisor's keyboard reports what it does to more places than we know of.
+            let TypedText::Plain(text) = text else { return Err(needs_agent("text.secret", "a secret")) };
             for (n, char) in text.chars().enumerate() {
                 let (key, shift) = keys::us_key(char)
                     .ok_or_else(|| needs_agent("text.text", "text beyond a US keyboard"))?;

@@ -9,11 +9,13 @@ pub mod input;
 pub mod input_rules;
 pub mod keys;
 pub mod lease;
+pub mod mask;
 pub mod policy;
 pub mod query;
 pub mod queue;
 pub mod record;
 pub mod screen;
+pub mod secret;
 pub mod template;
 pub mod vm;
 

@@ -23,8 +23,9 @@ pub struct Size {
 impl Size {
     /// Largest side a frame may have.
     pub const MAX_SIDE: u32 = 16_384;
-    /// Most pixels a frame may have: twice an 8K screen. Bounds what a guest can make the host allocate (256 MiB a frame).
-    pub const MAX_PIXELS: u64 = 1 << 26;
+    /// Most pixels a frame may have: an 8K screen and a little. Bounds what a guest can make the host allocate (128 MiB a
+    /// frame).
+    pub const MAX_PIXELS: u64 = 1 << 25;
 
     /// Whether a frame may have this size.
     #[must_use]
@@ -37,7 +38,7 @@ impl Size {
 
     /// Bytes of a frame of this size at 4 bytes a pixel.
     #[must_use]
-    pub fn frame_bytes(self) -> usize {
+    pub const fn frame_bytes(self) -> usize {
         self.width as usize * self.height as usize * 4
     }
 
@@ -50,7 +51,7 @@ impl Size {
 }
 
 /// A rectangle inside a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 pub struct Rect {
     /// Left edge.
     pub x: u32,
@@ -76,6 +77,15 @@ impl Rect {
         let right = self.x.saturating_add(self.width).min(other.x.saturating_add(other.width));
         let bottom = self.y.saturating_add(self.height).min(other.y.saturating_add(other.height));
         (right > x && bottom > y).then(|| Self { x, y, width: right - x, height: bottom - y })
+    }
+
+    /// Whether the point lies in it.
+    #[must_use]
+    pub fn contains(self, point: Point) -> bool {
+        let within = |at: i32, from: u32, length: u32| {
+            u32::try_from(at).is_ok_and(|at| at.checked_sub(from).is_some_and(|at| at < length))
+        };
+        within(point.x, self.x, self.width) && within(point.y, self.y, self.height)
     }
 
     /// Whether all of it lies inside a frame of this size, and it is not empty.

@@ -42,6 +42,8 @@ use crate::hypervisor::{Event, Hypervisor};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::ids::{TemplateId, VmId};
 use crate::store::Store;
+use crate::store::masks::MaskFiles;
+use crate::store::vault::Vault;
 use leases::Leases;
 use operations::{Names, Operations};
 use pools::Pools;
@@ -69,9 +71,14 @@ struct Shared {
     leases: Leases,
     agents: agents::Agents,
     operations: Operations,
+    consoles: calls::consoles::Consoles,
     importing: Names<TemplateId>,
     /// VMs that get their rows, that templates are prepared with, or that no row knows and that are removed.
     making: Names<VmId>,
+    vault: Arc<Vault>,
+    masks: Arc<MaskFiles>,
+    /// Held by whoever makes or deletes a secret.
+    secrets: tokio::sync::Mutex<()>,
     /// Every task of the orchestrator, so that a stop can wait for them.
     tasks: TaskTracker,
     /// New work is refused and controllers end.
@@ -102,8 +109,12 @@ impl Orchestrator {
             leases: Leases::default(),
             agents: agents::Agents::default(),
             operations: Operations::default(),
+            consoles: calls::consoles::Consoles::default(),
             importing: Names::default(),
             making: Names::default(),
+            vault: Arc::new(Vault::new(&settings.secrets_dir)),
+            masks: Arc::new(MaskFiles::new(&settings.masks_dir)),
+            secrets: tokio::sync::Mutex::default(),
             settings,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 pub use crate::model::query::{LeaseFilter, Page, RequestId, VmFilter};
 
-use crate::model::ids::{CheckpointId, LeaseId, PoolId, TemplateId, VmId};
+use crate::model::ids::{CheckpointId, LeaseId, PoolId, SecretId, TemplateId, VmId};
 use crate::model::lease::ReleasePolicy;
 use crate::model::queue::{Needs, Place};
 use crate::model::record::{PoolOptions, PoolSpec};
+use crate::model::secret::SecretValue;
 use crate::model::template::TemplateSpec;
 
 /// Who calls.
@@ -54,6 +57,23 @@ pub struct CreatePool {
     pub spec: PoolSpec,
     /// For a safe repeat.
     pub request: Option<RequestId>,
+}
+
+/// A secret to keep.
+#[derive(Debug, Clone)]
+pub struct CreateSecret {
+    /// Its id; absent: made here.
+    pub id: Option<SecretId>,
+    /// For people.
+    pub description: String,
+    /// Into whose desktops it may be typed; empty: all.
+    pub allowed_pools: Vec<PoolId>,
+    /// Who may have it typed beside the admin; empty: everybody.
+    pub allowed_callers: Vec<String>,
+    /// The value.
+    pub value: SecretValue,
+    /// For a safe repeat. Of no fingerprint, which would be one of the value.
+    pub request: Option<Uuid>,
 }
 
 /// Settings to change; absent ones stay.

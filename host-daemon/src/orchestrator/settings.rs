@@ -12,6 +12,10 @@ pub struct Settings {
     pub host_id: String,
     /// Where VM files are kept; its free space is reported.
     pub data_dir: PathBuf,
+    /// Where secrets are kept; made with the first one.
+    pub secrets_dir: PathBuf,
+    /// Where masks are kept; made with the first ones.
+    pub masks_dir: PathBuf,
     /// How long a golden image may take to boot until its agent answers. Software emulation takes 20 to 40 s, a first
     /// Windows boot longer.
     pub boot_timeout: Duration,
@@ -72,6 +76,8 @@ impl Default for Settings {
         Self {
             host_id: "local".into(),
             data_dir: PathBuf::from("."),
+            secrets_dir: PathBuf::from("secrets"),
+            masks_dir: PathBuf::from("masks"),
             boot_timeout: Duration::from_secs(180),
             answer_timeout: Duration::from_secs(10),
             agent_timeout: Duration::from_secs(30),

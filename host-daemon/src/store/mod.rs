@@ -4,12 +4,16 @@
 //! nothing. There is one API, [`Store`], and one module per database; SQLite is the one so far. A second one becomes an
 //! enum behind the same methods, not `sqlx::Any`, since locking differs (one writer here, `FOR UPDATE` there).
 //!
+//! Secrets are kept apart, in encrypted files ([`vault`]), and so are masks of screens ([`masks`]).
+//!
 //! Every change is written together with its [`Event`](crate::model::event::Event), in one transaction, and shown to those
 //! who watch ([`Changes`]) once it is committed.
 
 mod changes;
 pub mod copy;
+pub mod masks;
 mod sqlite;
+pub mod vault;
 
 use std::path::PathBuf;
 
@@ -80,7 +84,12 @@ pub struct Answered {
 
 impl From<StoreError> for crate::model::error::Error {
     fn from(error: StoreError) -> Self {
-        Self::internal(crate::model::error::Reason::StoreFailed, "the store failed", error)
+        use crate::model::error::Reason;
+        match error {
+            // Nobody else closes it. Calls that were under way for too long, or only looked, end with this.
+            StoreError::Closed => Self::new(Reason::ShuttingDown, "the daemon is stopping"),
+            error => Self::internal(Reason::StoreFailed, "the store failed", error),
+        }
     }
 }
 

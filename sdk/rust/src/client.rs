@@ -20,13 +20,14 @@ use crate::v1::desktop_service_client::DesktopServiceClient;
 use crate::v1::host_service_client::HostServiceClient;
 use crate::v1::lease_service_client::LeaseServiceClient;
 use crate::v1::pool_service_client::PoolServiceClient;
+use crate::v1::secret_service_client::SecretServiceClient;
 use crate::v1::template_service_client::TemplateServiceClient;
 use crate::v1::vm_service_client::VmServiceClient;
 
 /// Largest answer that is taken: a raw 4K screenshot is 33 MB.
 const MAX_ANSWER: usize = 64 << 20;
-/// Largest request that is made; the largest legal ones are a little over 1 MiB per event or chunk.
-const MAX_REQUEST: usize = 16 << 20;
+/// Largest request that is made: a clipboard of 16 MiB, with room around it.
+const MAX_REQUEST: usize = 17 << 20;
 /// Moves answer when the VM has arrived; a cold boot without hardware acceleration takes minutes.
 const MOVE_WAIT: Duration = Duration::from_secs(600);
 
@@ -156,6 +157,10 @@ impl Client {
     service! {
         /// Generated client of the service, with token and limits.
         hosts: HostServiceClient
+    }
+    service! {
+        /// Generated client of the service, with token and limits.
+        secrets: SecretServiceClient
     }
     service! {
         /// Generated client of the service, with token and limits.

@@ -379,3 +379,40 @@ async fn an_agent_is_waited_for_through_broken_watches() {
     assert_eq!(ended.result.expect("a result").output_json, r#"{"price":120}"#);
     assert_eq!(seen, [v1::AgentStatus::Pending, v1::AgentStatus::Completed]);
 }
+
+#[tokio::test]
+async fn the_clipboard_and_the_windows_of_a_desktop() {
+    let client = connected(&Fake::default(), TOKEN).await;
+    let desktop = client.target("browser-1");
+    assert_eq!(desktop.clipboard().await.expect("empty"), None);
+    desktop.set_clipboard("copied").await.expect("set");
+    assert_eq!(desktop.clipboard().await.expect("held"), Some("copied".into()));
+    let windows = desktop.windows().await.expect("listed").windows;
+    assert_eq!(windows.iter().filter(|window| window.focused).count(), 0);
+    let focused = desktop.focus(windows[0].id).await.expect("focused");
+    assert!(focused.focused);
+    let mask = v1::Rect { x: 1, y: 2, width: 3, height: 4 };
+    assert_eq!(desktop.set_masks(vec![mask]).await.expect("covered"), [mask]);
+    assert_eq!(desktop.masks().await.expect("listed").masks, [mask]);
+    let error = desktop.focus(99).await.expect_err("no such window");
+    assert_eq!((error.code(), error.reason()), (Code::NotFound, Some("WINDOW_NOT_FOUND")));
+}
+
+#[tokio::test]
+async fn secrets_are_kept_listed_and_typed_by_name() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let about = v1::Secret { allowed_pools: vec!["pools/browser".into()], ..Default::default() };
+    let made = client.create_secret("shop", about, "open sesame").await.expect("kept");
+    assert_eq!(made.name, "secrets/shop");
+    let listed: Vec<_> = client.list_secrets().try_collect().await.expect("listed");
+    assert_eq!(listed, [client.get_secret("shop").await.expect("there")]);
+    client.target("browser-1").input(Input::new().secret("shop")).await.expect("typed");
+    let Some(v1::input_event::Event::Text(text)) = fake.seen().batches[0].events[0].event.clone() else {
+        panic!("no text");
+    };
+    assert_eq!((text.text.as_str(), text.secret.as_str()), ("", "secrets/shop"));
+    client.delete_secret("shop").await.expect("forgotten");
+    let gone = client.get_secret("shop").await.expect_err("gone");
+    assert_eq!(gone.code(), Code::NotFound);
+}

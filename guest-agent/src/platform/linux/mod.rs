@@ -2,6 +2,8 @@
 
 #[cfg(feature = "x11")]
 mod cursor;
+#[cfg(feature = "x11")]
+mod desk;
 mod ioctl;
 #[cfg(feature = "x11")]
 mod keyboard;

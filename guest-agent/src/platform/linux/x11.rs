@@ -1,4 +1,4 @@
-//! The X11 desktop: one connection and thread for the screen, one for the input.
+//! The X11 desktop: one connection and thread for the screen, one for the input, one for clipboard and windows.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use x11rb::errors::{ConnectError, ConnectionError, ReplyError, ReplyOrIdError};
 use x11rb::protocol::xproto::{ConnectionExt as _, ImageOrder, Window};
 use x11rb::rust_connection::RustConnection;
 
+use super::desk::DeskThread;
 use super::keyboard::Keyboard;
 use super::screen::ScreenThread;
 use crate::display::{Desktop, DisplayError, InputError, InputThread};
@@ -28,7 +29,8 @@ impl X11 {
         let failed = |e: &dyn std::fmt::Display| DisplayError::Gone(e.to_string());
         let keyboard = Keyboard::connect(display).map_err(|e| failed(&e))?;
         let input = InputThread::start(keyboard).map_err(|e| failed(&e))?;
-        Ok(Desktop { screen: Arc::new(screen), input, gone })
+        let desk = DeskThread::start(display)?;
+        Ok(Desktop { screen: Arc::new(screen), input, desk: Arc::new(desk), gone })
     }
 }
 

@@ -13,6 +13,7 @@ use crate::api::fields;
 use crate::model::error::{Error, Result};
 use crate::model::input::{Action, InputEvent, MouseButton};
 use crate::model::screen::Point;
+use crate::model::secret::TypedText;
 
 const MAX_EVENTS: usize = 1024;
 const MAX_POINTS: usize = 1024;
@@ -80,12 +81,25 @@ fn event(at: &str, wrapped: &v1::InputEvent) -> Result<InputEvent> {
             hold: time(&format!("{at}.chord.hold"), e.hold, MAX_TIME)?,
         },
         Event::Text(e) => InputEvent::Text {
-            text: fields::required_text(&format!("{at}.text.text"), &e.text, MAX_TEXT)?.to_owned(),
+            text: text(at, e)?,
             interval: time(&format!("{at}.text.interval"), e.interval, MAX_INTERVAL)?,
         },
         Event::Pause(pause) => InputEvent::Pause(time(&format!("{at}.pause"), Some(*pause), MAX_TIME)?),
         Event::ReleaseAll(_) => InputEvent::ReleaseAll,
     })
+}
+
+/// Either text or the name of a secret.
+fn text(at: &str, event: &v1::TextEvent) -> Result<TypedText> {
+    let field = format!("{at}.text.secret");
+    match (event.text.is_empty(), event.secret.is_empty()) {
+        (_, true) => {
+            let text = fields::required_text(&format!("{at}.text.text"), &event.text, MAX_TEXT)?;
+            Ok(TypedText::Plain(text.to_owned()))
+        }
+        (true, false) => fields::name(&field, "secrets", &event.secret).map(TypedText::Named),
+        (false, false) => Err(Error::field(field, "can't be given together with text")),
+    }
 }
 
 fn time(field: &str, value: Option<prost_types::Duration>, max: Duration) -> Result<Duration> {
@@ -176,6 +190,10 @@ mod tests {
         events(&[good, bad]).expect_err("refused").violations.remove(0).field
     }
 
+    fn text(text: &str, secret: &str, interval: Option<prost_types::Duration>) -> Event {
+        Event::Text(v1::TextEvent { text: text.into(), secret: secret.into(), interval })
+    }
+
     fn seconds(seconds: i64) -> Option<prost_types::Duration> {
         Some(prost_types::Duration { seconds, nanos: 0 })
     }
@@ -216,8 +234,10 @@ mod tests {
             ("chord.keys", Event::Chord(v1::ChordEvent { keys: "a+b+c+d+e+f+g+h+i".into(), hold: None })),
             ("chord.hold", Event::Chord(v1::ChordEvent { keys: "a".into(), hold: seconds(-1) })),
             ("text.text", Event::Text(v1::TextEvent::default())),
-            ("text.text", Event::Text(v1::TextEvent { text: "x".repeat(MAX_TEXT + 1), interval: None })),
-            ("text.interval", Event::Text(v1::TextEvent { text: "x".into(), interval: seconds(2) })),
+            ("text.text", text(&"x".repeat(MAX_TEXT + 1), "", None)),
+            ("text.interval", text("x", "", seconds(2))),
+            ("text.secret", text("x", "secrets/pw", None)),
+            ("text.secret", text("", "pw", None)),
             ("pause", Event::Pause(prost_types::Duration { seconds: 60, nanos: 0 })),
         ];
         for (field, event) in cases {

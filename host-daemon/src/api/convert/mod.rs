@@ -3,6 +3,7 @@
 //! What comes in is checked here, so that each refusal can name its field; what goes out can't fail.
 
 pub(crate) mod agent;
+pub(crate) mod desk;
 pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod input;

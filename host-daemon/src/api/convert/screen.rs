@@ -88,7 +88,7 @@ pub(super) fn point(point: &v1::Point) -> Point {
     Point { x: point.x, y: point.y }
 }
 
-fn rect(field: &str, rect: &v1::Rect) -> Result<Rect> {
+pub(super) fn rect(field: &str, rect: &v1::Rect) -> Result<Rect> {
     let at = |name: &str, value: i32| {
         u32::try_from(value)
             .map_err(|_| Error::field(format!("{field}.{name}"), format!("{value} is negative")))
@@ -282,7 +282,7 @@ fn size(size: Size) -> v1::Size {
     v1::Size { width: size.width, height: size.height }
 }
 
-fn from_rect(rect: Rect) -> v1::Rect {
+pub(crate) fn from_rect(rect: Rect) -> v1::Rect {
     // A frame's sides are 16384 at most.
     let at = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
     v1::Rect { x: at(rect.x), y: at(rect.y), width: rect.width, height: rect.height }

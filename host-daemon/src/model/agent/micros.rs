@@ -3,11 +3,13 @@
 use jiff::Timestamp;
 use serde::{Deserialize as _, Deserializer, Serializer, de};
 
-pub(super) fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(in crate::model) fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_i64(at.as_microsecond())
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+pub(in crate::model) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Timestamp, D::Error> {
     Timestamp::from_microsecond(i64::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 

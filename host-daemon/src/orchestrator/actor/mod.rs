@@ -15,6 +15,7 @@ mod checkpoint;
 mod hot;
 mod lease;
 mod link;
+mod mask;
 mod moves;
 mod suspend;
 
@@ -53,7 +54,8 @@ type Command = Box<dyn for<'a> FnOnce(&'a mut Actor) -> BoxFuture<'a, ()> + Send
 pub(super) struct Handle {
     pub(super) id: VmId,
     commands: mpsc::Sender<Command>,
-    events: mpsc::Sender<HvEvent>,
+    /// Boxed: a channel takes room for 32 at once, for every VM.
+    events: mpsc::Sender<Box<HvEvent>>,
     row: watch::Receiver<Vm>,
     run: watch::Receiver<Option<Run>>,
     guest: watch::Receiver<GuestView>,
@@ -115,7 +117,7 @@ impl Handle {
     /// Hands over something that happened to the VM.
     pub(super) async fn tell(&self, event: HvEvent) {
         // An actor that has ended needs no news.
-        let _ = self.events.send(event).await;
+        let _ = self.events.send(Box::new(event)).await;
     }
 
     fn gone(&self) -> Error {
@@ -133,6 +135,7 @@ pub(super) struct Actor {
     published: watch::Sender<Vm>,
     running: watch::Sender<Option<Run>>,
     link: Arc<Link>,
+    hub: Hub,
     proofs: Proofs,
     /// Its clean memory was of no use to a lease, for which its disk was booted instead. Known as long as the daemon runs:
     /// after that the next lease finds it out anew.
@@ -151,6 +154,7 @@ impl Actor {
         let (commands, mut inbox) = mpsc::channel::<Command>(COMMANDS);
         let (events, mut news) = mpsc::channel(EVENTS);
         let hub = Hub::new(row.id.clone(), Arc::clone(&shared.hv), shared.encoders.clone());
+        hub.set_masks(shared.masks.read(&row.id, row.uid, row.lease.as_ref()));
         let link = Arc::new(Link::new(shared, row.id.clone(), row.uid, hub.clone()));
         let published = watch::Sender::new(row.clone());
         let running = watch::Sender::new(None);
@@ -168,6 +172,7 @@ impl Actor {
         };
         let mut actor = Self {
             shared: Arc::clone(shared),
+            hub: handle.hub.clone(),
             row,
             run: None,
             asker: Arc::default(),
@@ -188,7 +193,7 @@ impl Actor {
             while !actor.deleted {
                 tokio::select! {
                     biased;
-                    Some(event) = news.recv() => actor.on_event(event).await,
+                    Some(event) = news.recv() => actor.on_event(*event).await,
                     command = inbox.recv() => match command {
                         Some(command) => command(&mut actor).await,
                         None => break,
@@ -204,6 +209,9 @@ impl Actor {
             }
             actor.link.close().await;
             gone.close();
+            if actor.deleted {
+                actor.unmask();
+            }
         });
         handle
     }
@@ -228,6 +236,9 @@ impl Actor {
 
     /// Shows a row that the store has.
     fn show(&mut self, row: Vm) {
+        if row.lease != self.row.lease {
+            self.unmask();
+        }
         self.row = row.clone();
         self.count_hot();
         self.published.send_replace(row);

@@ -75,7 +75,7 @@ impl Orchestrator {
         Err(Error::new(Reason::VmReserved, why).with("vm", vm))
     }
 
-    async fn target(&self, caller: &Caller, target: &Target) -> Result<Handle> {
+    pub(super) async fn target(&self, caller: &Caller, target: &Target) -> Result<Handle> {
         match target {
             Target::Vm(vm) => self.permitted(caller, vm),
             Target::Lease(lease) => {

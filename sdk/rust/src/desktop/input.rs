@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::client::{call, fresh_id};
 use crate::desktop::Target;
 use crate::error::Result;
+use crate::names::qualify;
 use crate::v1::input_event::Event;
 use crate::v1::{
     ActRequest, ActResponse, ChordEvent, ClickEvent, DragEvent, InputAction, InputEvent, KeyEvent,
@@ -16,6 +17,9 @@ use crate::v1::{
 
 /// What the daemon waits for a settled screen when it is not told.
 pub(crate) const DEFAULT_SETTLE: Duration = Duration::from_secs(10);
+
+/// Longest value of a secret, in bytes.
+const MAX_SECRET: usize = 4096;
 
 /// A batch of input events, done in order and at most once. 1 to 1024 events; positions in pixels from the top left of
 /// the frame, or of [`Input::frame_size`].
@@ -151,6 +155,12 @@ impl Input {
         self.event(Event::Text(TextEvent { text: text.into(), ..Default::default() }))
     }
 
+    /// Types the value of a secret that the daemon keeps, by id or name.
+    pub fn secret(self, name: &str) -> Self {
+        let secret = qualify("secrets", name);
+        self.event(Event::Text(TextEvent { secret, ..Default::default() }))
+    }
+
     /// Does nothing for a while; 10 s at most.
     pub fn pause(self, time: Duration) -> Self {
         self.event(Event::Pause(long(time)))
@@ -174,7 +184,8 @@ impl Input {
             Some(Event::Key(event)) => length(event.hold),
             Some(Event::Text(event)) => {
                 // 5 ms a character where no pace is asked for: a slow guest under emulation types like that.
-                let chars = u32::try_from(event.text.len()).unwrap_or(u32::MAX);
+                let bytes = if event.secret.is_empty() { event.text.len() } else { MAX_SECRET };
+                let chars = u32::try_from(bytes).unwrap_or(u32::MAX);
                 length(event.interval).max(Duration::from_millis(5)).saturating_mul(chars)
             }
             _ => Duration::ZERO,

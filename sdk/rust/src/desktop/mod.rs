@@ -1,7 +1,7 @@
 //! A desktop in hand: a lease that stays alive, and everything that can be done with the screen behind it.
 //!
 //! ```text
-//! Client::acquire ── Acquire ──await──> Desktop ── Deref ──> Target (screen, input, exec, files)
+//! Client::acquire ── Acquire ──await──> Desktop ── Deref ──> Target (screen, input, clipboard, windows, exec, files)
 //!                                         │
 //!                          keeper task: renews at a third of the TTL
 //!                                         │ refused, or not reached until the TTL was over
@@ -10,6 +10,8 @@
 //! ```
 
 mod acquire;
+mod console;
+mod desk;
 mod exec;
 mod files;
 mod input;
@@ -21,6 +23,8 @@ use std::future::Future;
 use std::ops::Deref;
 
 pub use acquire::Acquire;
+pub use console::Console;
+pub use desk::Clipboard;
 pub use exec::{Exec, ExecEvent, ExecOutput, ExecStream};
 pub use files::{FileStream, WriteOptions};
 pub use input::{Act, Input};

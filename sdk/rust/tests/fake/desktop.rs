@@ -215,6 +215,79 @@ impl DesktopService for Fake {
         Ok(Response::new(Box::pin(tokio_stream::iter(events))))
     }
 
+    async fn get_clipboard(
+        &self,
+        request: Request<v1::GetClipboardRequest>,
+    ) -> Result<Response<v1::GetClipboardResponse>, Status> {
+        use v1::clipboard_content::Content;
+        let request = request.into_inner();
+        target(&request.target)?;
+        let content = self.seen().clipboard.clone().filter(|content| match (request.format(), content) {
+            (v1::ClipboardFormat::Text, Content::Png(_)) | (v1::ClipboardFormat::Png, Content::Text(_)) => {
+                false
+            }
+            _ => true,
+        });
+        let content = content.map(|content| v1::ClipboardContent { content: Some(content) });
+        Ok(Response::new(v1::GetClipboardResponse { content, formats: Vec::new() }))
+    }
+
+    async fn set_clipboard(
+        &self,
+        request: Request<v1::SetClipboardRequest>,
+    ) -> Result<Response<v1::SetClipboardResponse>, Status> {
+        let request = request.into_inner();
+        target(&request.target)?;
+        self.set(|seen| seen.clipboard = request.content.and_then(|content| content.content));
+        Ok(Response::new(v1::SetClipboardResponse::default()))
+    }
+
+    async fn list_windows(
+        &self,
+        request: Request<v1::ListWindowsRequest>,
+    ) -> Result<Response<v1::ListWindowsResponse>, Status> {
+        target(&request.into_inner().target)?;
+        let size = Some(v1::Size { width: 1280, height: 800 });
+        let screen = Some(v1::ScreenInfo { size, dpi: 96.0, scale: 1.0, monitors: Vec::new() });
+        let windows = (1..=2).map(|id| window(id, id == self.seen().focused)).collect();
+        Ok(Response::new(v1::ListWindowsResponse { windows, screen }))
+    }
+
+    async fn set_masks(
+        &self,
+        request: Request<v1::SetMasksRequest>,
+    ) -> Result<Response<v1::SetMasksResponse>, Status> {
+        let request = request.into_inner();
+        target(&request.target)?;
+        self.set(|seen| seen.masks = request.masks.clone());
+        Ok(Response::new(v1::SetMasksResponse { masks: request.masks }))
+    }
+
+    async fn list_masks(
+        &self,
+        request: Request<v1::ListMasksRequest>,
+    ) -> Result<Response<v1::ListMasksResponse>, Status> {
+        target(&request.into_inner().target)?;
+        let frame_size = Some(v1::Size { width: 1280, height: 800 });
+        Ok(Response::new(v1::ListMasksResponse { masks: self.seen().masks.clone(), frame_size }))
+    }
+
+    async fn focus_window(
+        &self,
+        request: Request<v1::FocusWindowRequest>,
+    ) -> Result<Response<v1::FocusWindowResponse>, Status> {
+        let request = request.into_inner();
+        target(&request.target)?;
+        let id = request.window_id;
+        if !(1..=2).contains(&id) {
+            let text = id.to_string();
+            let message = format!("there is no window {id}");
+            return Err(refuse(Code::NotFound, "WINDOW_NOT_FOUND", &message, &[("window", &text)]));
+        }
+        self.set(|seen| seen.focused = id);
+        Ok(Response::new(v1::FocusWindowResponse { window: Some(window(id, true)) }))
+    }
+
     async fn read_file(
         &self,
         request: Request<v1::ReadFileRequest>,
@@ -265,6 +338,23 @@ impl DesktopService for Fake {
         let bytes_written = request.data.len() as u64;
         self.set(|seen| seen.files.insert(request.header.unwrap_or_default().path, request.data.to_vec()));
         Ok(Response::new(v1::WriteFileResponse { bytes_written }))
+    }
+}
+
+/// One of the two windows of the fake's desktop.
+fn window(id: u64, focused: bool) -> v1::Window {
+    let (title, app) = if id == 1 { ("Mail \u{1b}[31m", "Thunderbird") } else { ("notes.txt", "Mousepad") };
+    let x = 10 * i32::try_from(id).unwrap_or(0);
+    let bounds = v1::WindowArea { x, y: 20, width: 400, height: 300 };
+    v1::Window {
+        id,
+        title: title.to_owned(),
+        app: app.to_owned(),
+        pid: 100,
+        bounds: Some(bounds),
+        content: Some(bounds),
+        focused,
+        minimised: false,
     }
 }
 

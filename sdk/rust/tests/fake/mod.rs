@@ -6,6 +6,7 @@
 mod agents;
 pub(crate) mod desktop;
 mod resources;
+mod secrets;
 mod watches;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use hvkube_sdk::v1::desktop_service_server::DesktopServiceServer;
 use hvkube_sdk::v1::host_service_server::HostServiceServer;
 use hvkube_sdk::v1::lease_service_server::LeaseServiceServer;
 use hvkube_sdk::v1::pool_service_server::PoolServiceServer;
+use hvkube_sdk::v1::secret_service_server::SecretServiceServer;
 use hvkube_sdk::v1::template_service_server::TemplateServiceServer;
 use hvkube_sdk::v1::vm_service_server::VmServiceServer;
 use hvkube_sdk::v1::{self};
@@ -55,6 +57,14 @@ pub(crate) struct Seen {
     pub(crate) uploads: u32,
     /// Uploads that broke before their end.
     pub(crate) broken_uploads: u32,
+    /// Masks over the screen.
+    pub(crate) masks: Vec<v1::Rect>,
+    /// Secrets with their values.
+    pub(crate) secrets: Vec<(v1::Secret, String)>,
+    /// In the clipboard.
+    pub(crate) clipboard: Option<v1::clipboard_content::Content>,
+    /// Id of the window that was focused last.
+    pub(crate) focused: u64,
     /// Programs that were killed because their caller went away.
     pub(crate) killed: u32,
     /// The last pool update.
@@ -108,6 +118,7 @@ impl Fake {
             .add_service(DesktopServiceServer::with_interceptor(self.clone(), check))
             .add_service(AgentServiceServer::with_interceptor(self.clone(), check))
             .add_service(HostServiceServer::with_interceptor(self.clone(), check))
+            .add_service(SecretServiceServer::with_interceptor(self.clone(), check))
             .add_service(OperationsServer::with_interceptor(self.clone(), check))
     }
 
