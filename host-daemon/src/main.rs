@@ -44,7 +44,7 @@ struct SettingFlags {
     /// Directory of sockets
     #[arg(long, global = true, value_name = "DIR")]
     run_dir: Option<String>,
-    /// What runs the VMs: qemu or process
+    /// What runs the VMs: qemu, process or sim
     #[arg(long, global = true, value_name = "NAME")]
     hypervisor: Option<String>,
     /// error, warn, info, debug or trace

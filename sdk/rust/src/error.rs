@@ -127,7 +127,15 @@ impl Error {
     /// The way to the daemon failed, before or during the call, as opposed to an answer by the daemon.
     #[must_use]
     pub fn is_transport(&self) -> bool {
-        self.is_unreachable() || (self.code() == Code::Unavailable && self.reason().is_none())
+        match self {
+            Self::Unreachable { .. } => true,
+            // Every answer has a reason. A connection that breaks off in a stream, as that of a daemon that is killed, is told
+            // with whatever code its end is mapped to, and with the error that it was.
+            Self::Api(api) => {
+                api.reason().is_none() && (api.code() == Code::Unavailable || api.source().is_some())
+            }
+            _ => false,
+        }
     }
 }
 
@@ -287,6 +295,11 @@ mod tests {
         let error = Error::from(Status::new(Code::Internal, ""));
         assert_eq!(error.reason(), None);
         assert_eq!(error.to_string(), Code::Internal.description());
+        assert!(!error.is_transport());
         assert!(Error::from(Status::unavailable("broken pipe")).is_transport());
+        // As the connection of a daemon that was killed ends.
+        let broken = io::Error::from(io::ErrorKind::BrokenPipe);
+        let broken = Status::from_error(Box::new(broken));
+        assert!(broken.code() != Code::Unavailable && Error::from(broken).is_transport());
     }
 }

@@ -4,6 +4,7 @@
 mod bad_input;
 mod cli;
 mod crash;
+mod edge_cases;
 mod grpcurl;
 mod pool_operations;
 mod vm_lifecycle;
