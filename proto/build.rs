@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-use prost::Message as _;
-
 /// Files whose services are part of the public API; the guest protocol is generated beside it and never reflected.
 const PUBLIC: &[&str] = &[
     "hvkube/v1/template.proto",
@@ -25,8 +23,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=hvkube");
     println!("cargo:rerun-if-changed=third_party");
 
-    let public = protox::compile(PUBLIC, [".", "third_party"])?;
-    fs::write(out.join("public.bin"), public.encode_to_vec())?;
+    // Encoded by the compiler itself: prost's own types do not know options such as `field_behavior` and would drop them.
+    let mut compiler = protox::Compiler::new([".", "third_party"])?;
+    compiler.include_imports(true).include_source_info(true).open_files(PUBLIC)?;
+    fs::write(out.join("public.bin"), compiler.encode_file_descriptor_set())?;
+    let public = compiler.file_descriptor_set();
     let guest = protox::compile(GUEST, [".", "third_party"])?;
     let mut all = public;
     for file in all.file.iter_mut().filter(|f| f.package().starts_with("google")) {

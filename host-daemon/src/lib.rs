@@ -7,6 +7,8 @@ pub mod api;
 pub mod config;
 pub mod daemon;
 pub mod display;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod guest;
 pub mod hypervisor;
 pub mod model;

@@ -15,6 +15,11 @@ use hvkube_host::config::load::{self, Loaded, Sources};
 use hvkube_host::config::{Config, show};
 use hvkube_host::daemon::{self, Daemon};
 
+// A program that embeds the library chooses for itself.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Host daemon of hyperv-kube: pools of clean desktop VMs, served over gRPC.
 #[derive(Parser)]
 #[command(name = "hvkubed", version, max_term_width = 100)]

@@ -42,7 +42,11 @@ impl Daemon {
         daemon
     }
 
-    async fn serves(&mut self) {
+    /// Waits until it serves, after [`Daemon::begin_again`].
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn serves(&mut self) {
         let endpoint = self.state_dir().join("endpoint");
         until("the daemon's endpoint", async || {
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -133,10 +137,21 @@ impl Daemon {
 
     /// Starts it again on what is there, after [`Daemon::kill`] or [`Daemon::stop`].
     pub async fn again(&mut self) {
+        self.begin_again();
+        self.serves().await;
+    }
+
+    /// As [`Daemon::again`], with other settings.
+    pub async fn again_with(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|&text| text.to_owned()).collect();
+        self.again().await;
+    }
+
+    /// As [`Daemon::again`], without waiting for it.
+    pub fn begin_again(&mut self) {
         // A daemon that was killed left it behind, and the next one takes a moment to remove it.
         let _ = fs::remove_file(self.state_dir().join("endpoint"));
         self.child = spawn(self.dir.path(), &self.arguments);
-        self.serves().await;
     }
 
     /// Asks it to stop.

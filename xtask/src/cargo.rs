@@ -75,8 +75,18 @@ pub(crate) fn build(packages: &[&str], profile: &str, step: &Step) -> anyhow::Re
     Ok(Programs(executables(&messages)))
 }
 
+/// The platform that this runs on, as `rustc` names it.
+///
+/// # Errors
+/// When `rustc` does not say.
+pub(crate) fn host() -> anyhow::Result<String> {
+    let text = command::output(Command::new("rustc").current_dir(workspace()).arg("-vV"))?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
+}
+
 /// The programs named in cargo's JSON messages.
-fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
+pub(crate) fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

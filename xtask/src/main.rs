@@ -8,9 +8,11 @@ mod bench;
 mod cargo;
 mod command;
 mod demo;
+mod fuzz;
 mod image;
 mod interrupt;
 mod progress;
+mod soak;
 mod stage;
 mod system;
 mod test;
@@ -41,6 +43,10 @@ enum Task {
     Test(test::Args),
     /// Measure
     Bench(bench::Args),
+    /// Throw made-up bytes at all that reads what guests send
+    Fuzz(fuzz::Args),
+    /// Run the model of the orchestrator for minutes: random operations, faults and crashes
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Soak(args) => soak::run(&args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

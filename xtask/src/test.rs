@@ -72,6 +72,9 @@ fn gates(tools: &Tools, sum: &mut Summary) -> anyhow::Result<()> {
     let mut format = cargo();
     format.args(["fmt", "--all", "--check"]);
     gate("formatting", &mut format, sum)?;
+    let mut format = cargo();
+    format.args(["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]);
+    gate("formatting of the fuzzer", &mut format, sum)?;
 
     eprintln!(
         "cargo deny does not check advisories: their database is on a host of its own, CI must not need it"
@@ -87,6 +90,9 @@ fn gates(tools: &Tools, sum: &mut Summary) -> anyhow::Result<()> {
     let mut clippy = cargo();
     clippy.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
     gate("clippy", &mut clippy, sum)?;
+    let mut clippy = cargo();
+    clippy.args(["clippy", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target"]);
+    gate("clippy of the fuzzer", clippy.args(["--", "--deny", "warnings"]), sum)?;
 
     let mut doc = cargo();
     doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])

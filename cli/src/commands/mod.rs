@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod checkpoint;
+pub(crate) mod console;
 pub(crate) mod cp;
 pub(crate) mod desk;
 pub(crate) mod events;

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use hvkube_sdk::v1::{StopMode, Vm, VmState, WatchVmsRequest};
 
 use crate::args::{ListArgs, OutputArgs};
-use crate::commands::{checkpoint, cp, desk, exec, input, input_lines, screen};
+use crate::commands::{checkpoint, console, cp, desk, exec, input, input_lines, screen};
 use crate::context::Context;
 use crate::output;
 use crate::report::{Failure, Outcome};
@@ -79,6 +79,8 @@ pub(crate) enum Action {
     Checkpoint(checkpoint::Action),
     /// Take a picture of the screen
     Screenshot(screen::Screenshot),
+    /// Open a viewer: screen, keyboard and mouse in a window, from boot on
+    Console(console::Console),
     /// Wait until the screen settles, a region changes or a pixel has a colour
     Wait(screen::Wait),
     /// Type text
@@ -120,7 +122,7 @@ pub(crate) struct Move {
 
 impl Action {
     pub(crate) fn has_own_timeout(&self) -> bool {
-        matches!(self, Self::Stop { .. } | Self::Exec(_) | Self::Wait(_))
+        matches!(self, Self::Stop { .. } | Self::Exec(_) | Self::Wait(_) | Self::Console(_))
     }
 }
 
@@ -187,6 +189,7 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
         }
         Action::Checkpoint(action) => return checkpoint::run(context, action).await,
         Action::Screenshot(args) => return screen::screenshot(context, args).await,
+        Action::Console(args) => return console::run(context, args).await,
         Action::Wait(args) => return screen::wait(context, args).await,
         Action::Type(args) => return input::type_text(context, args).await,
         Action::Key(args) => return input::key(context, args).await,

@@ -8,6 +8,7 @@
 mod acquire;
 mod agent;
 mod auth;
+mod console;
 mod convert;
 mod deadline;
 mod desktop;

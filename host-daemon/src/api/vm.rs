@@ -1,9 +1,11 @@
 //! `hvkube.v1.VmService`.
 
 use hvkube_proto::v1;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::console;
 use super::convert::{vm, watch};
+use super::guard::ResponseStream;
 use super::page::Paging;
 use super::{auth, fields};
 use crate::model::error::Result as DomainResult;
@@ -98,6 +100,22 @@ impl v1::vm_service_server::VmService for VmService {
         let caller = auth::of(&request)?;
         let fork = vm::fork(&caller, request.get_ref())?;
         answer(self.0.fork_vm(&caller, fork).await)
+    }
+
+    async fn open_console(
+        &self,
+        request: Request<v1::OpenConsoleRequest>,
+    ) -> Result<Response<v1::OpenConsoleResponse>, Status> {
+        Ok(Response::new(console::open(&self.0, request).await?))
+    }
+
+    type ConnectConsoleStream = ResponseStream<v1::ConnectConsoleResponse>;
+
+    async fn connect_console(
+        &self,
+        request: Request<Streaming<v1::ConnectConsoleRequest>>,
+    ) -> Result<Response<Self::ConnectConsoleStream>, Status> {
+        console::connect(&self.0, request).await
     }
 
     async fn create_checkpoint(

@@ -90,7 +90,7 @@ impl Hub {
         deadline: Instant,
     ) -> Result<Waited, DisplayError> {
         input_rules::check_settle(settle).map_err(DisplayError::Invalid)?;
-        let Some(session) = self.session()? else {
+        let Some(session) = self.driver(deadline).await? else {
             let before = self.look_from_outside(deadline).await?;
             let settle = self.fit(settle, frame, before.size, deadline)?;
             let settled = self.settle_from_outside(before, &settle, deadline).await?;
@@ -98,7 +98,10 @@ impl Hub {
         };
         let size = self.frame_size(&session, deadline).await?;
         let settle = self.fit(settle, frame, size, deadline)?;
-        let settled = settle::inside(session.settle(&settle, deadline).await?, size);
+        let asked = Instant::now();
+        let settled = session.settle(&settle, deadline).await;
+        self.0.pulse.note(&session, asked, &settled);
+        let settled = settle::inside(settled?, size);
         Ok(Waited { settled, source: Source::Agent, epoch: session.epoch() })
     }
 
@@ -114,6 +117,14 @@ impl Hub {
         match outcome.failure {
             Some(failure) => Err(DisplayError::Guest(GuestError::Failed(failure.message))),
             None => Ok(()),
+        }
+    }
+
+    /// The session to give input to; none where the hypervisor has to do it.
+    async fn driver(&self, deadline: Instant) -> Result<Option<Session>, DisplayError> {
+        match self.session()? {
+            Some(session) if self.answers(&session, deadline).await => Ok(Some(session)),
+            _ => Ok(None),
         }
     }
 
@@ -137,7 +148,7 @@ impl Hub {
                 description: format!("sides must be 1 to {}", Size::MAX_SIDE),
             });
         }
-        let session = self.session()?;
+        let session = self.driver(deadline).await?;
         let (size, before) = match &session {
             Some(session) => (self.frame_size(session, deadline).await?, None),
             None => {
@@ -163,11 +174,17 @@ impl Hub {
         if session.is_closed() {
             return Err(DisplayError::NotConnected);
         }
+        if let Some(done) = self.done_from_outside(batch_id).await {
+            return Ok((done, None));
+        }
         let secret = events.iter().any(InputEvent::is_secret);
-        let answer = session.input(batch_id, &events, settle.as_ref(), deadline).await;
-        let outcome = match answer.map_err(|error| if secret { error.without_words() } else { error }) {
+        let asked = Instant::now();
+        let outcome = session.input(batch_id, &events, settle.as_ref(), deadline).await;
+        self.0.pulse.note(&session, asked, &outcome);
+        let outcome = match outcome.map_err(|error| if secret { error.without_words() } else { error }) {
             Ok(outcome) => outcome,
             Err(source) if source.outcome_unknown() => {
+                self.doubt(batch_id).await;
                 return Err(DisplayError::OutcomeUnknown { completed: 0, source });
             }
             Err(error) => return Err(error.into()),

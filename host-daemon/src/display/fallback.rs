@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::DisplayError;
-use super::hub::{Hub, InputDone, Source};
+use super::hub::{FallbackInput, Hub, InputDone, Source};
 use super::plane::Shot;
 use crate::guest::GuestError;
 use crate::model::input::{InputEvent, RawInput};
@@ -53,8 +53,13 @@ impl Hub {
         let mut keyboard = timeout_at(deadline, self.0.fallback.lock())
             .await
             .map_err(|_| DisplayError::Timeout("hypervisor's input"))?;
-        if let Some((_, done)) = keyboard.done.iter().find(|(id, _)| id == batch_id) {
-            return Ok(InputDone { replayed: true, ..*done });
+        if let Some(done) = keyboard.replay(batch_id) {
+            return Ok(done);
+        }
+        if keyboard.doubtful.iter().any(|id| id == batch_id) {
+            // The agent has it and hangs: it may do it when it goes on.
+            let source = GuestError::Timeout("finish the input");
+            return Err(DisplayError::OutcomeUnknown { completed: 0, source });
         }
         let mut held = keyboard.held.clone();
         let mut lowered = Vec::with_capacity(events.len());
@@ -88,6 +93,20 @@ impl Hub {
         }
         keyboard.done.push_back((batch_id.to_owned(), done));
         Ok(done)
+    }
+
+    /// What the hypervisor made of a batch, before the agent answered again.
+    pub(super) async fn done_from_outside(&self, batch_id: &str) -> Option<InputDone> {
+        self.0.fallback.lock().await.replay(batch_id)
+    }
+
+    /// An agent has this batch, and nobody knows what became of it: the hypervisor must not do it again.
+    pub(super) async fn doubt(&self, batch_id: &str) {
+        let doubtful = &mut self.0.fallback.lock().await.doubtful;
+        if doubtful.len() == REMEMBERED {
+            doubtful.pop_front();
+        }
+        doubtful.push_back(batch_id.to_owned());
     }
 
     /// Releases what the hypervisor's keyboard and mouse hold down, if anything.
@@ -132,5 +151,12 @@ impl Hub {
         self.0.hv.input(&self.0.vm, size, &inputs).await.map_err(DisplayError::Hypervisor)?;
         inputs.iter().for_each(|input| held.note(input));
         Ok(())
+    }
+}
+
+impl FallbackInput {
+    fn replay(&self, batch_id: &str) -> Option<InputDone> {
+        let (_, done) = self.done.iter().find(|(id, _)| id == batch_id)?;
+        Some(InputDone { replayed: true, ..*done })
     }
 }

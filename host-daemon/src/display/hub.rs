@@ -12,6 +12,7 @@ use super::encode::{Encoders, Encoding, Picture, Pictures};
 use super::error::DisplayError;
 use super::options::{ImageFormat, ScreenshotOptions};
 use super::plane::{Plane, Shot};
+use super::pulse::Pulse;
 use super::pump::{Demand, Pump, Watching};
 use crate::guest::{Captured, GuestError, Have, Session};
 use crate::hypervisor::Hypervisor;
@@ -110,6 +111,8 @@ pub(super) struct Inner {
     pub(super) link: watch::Sender<Link>,
     pub(super) view: View,
     pub(super) fallback: Mutex<FallbackInput>,
+    /// Whether the agent answers.
+    pub(super) pulse: Pulse,
     /// Size of the screen as last probed, with its epoch.
     pub(super) probed: StdMutex<Option<(u64, Size)>>,
 }
@@ -146,6 +149,8 @@ pub(super) struct FallbackInput {
     pub(super) held: Held,
     /// Batches that were done, oldest first: an id is never done twice.
     pub(super) done: VecDeque<(String, InputDone)>,
+    /// Batches that an agent was given and did not answer for, oldest first: it may do them yet.
+    pub(super) doubtful: VecDeque<String>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -166,6 +171,7 @@ impl Hub {
             link: watch::Sender::new(Link::None),
             view: View::default(),
             fallback: Mutex::default(),
+            pulse: Pulse::default(),
             probed: StdMutex::default(),
         }))
     }
@@ -303,10 +309,9 @@ impl Hub {
     /// The screen as it is now, from the agent or else the hypervisor.
     async fn look(&self, deadline: Instant) -> Result<Shot, DisplayError> {
         let Some(session) = self.session()? else { return self.look_from_outside(deadline).await };
-        let now = Instant::now();
         // A hung agent must leave the hypervisor its time.
         let patience = if self.0.hv.capabilities().display {
-            now + deadline.saturating_duration_since(now).mul_f64(0.75)
+            self.0.pulse.patience(&session, deadline)
         } else {
             deadline
         };
@@ -356,6 +361,7 @@ impl Hub {
         loop {
             let asked_at = Instant::now();
             let result = session.capture(have, wait, cursor, deadline).await;
+            self.0.pulse.note(session, asked_at, &result);
             let result = result.and_then(|captured| self.apply(session, &captured, have, asked_at));
             match result {
                 // Once from scratch: an agent that forgot our sequence is no reason to fail.

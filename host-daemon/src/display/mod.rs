@@ -15,6 +15,9 @@
 //! encoded for this state is then given again. For subscribers a task of the hub asks the agent to tell the next change as
 //! long as one of them waits for it (`pump`), so a subscriber that nobody polls holds nothing that others need.
 //!
+//! An agent that hangs is passed by (`pulse`): pictures, input and waits go through the hypervisor where it can, and each
+//! answer says so. What may already be under way in the agent is never done twice.
+//!
 //! Nobody waits for a slow reader: a subscriber holds no place in a queue, it takes the latest frame when it comes back,
 //! and is told how many states it passed over and what changed meanwhile.
 
@@ -23,12 +26,16 @@ mod drive;
 mod encode;
 mod error;
 mod fallback;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod hub;
 mod jpeg;
 mod options;
 mod pixels;
 mod plane;
+mod pulse;
 mod pump;
+pub(crate) mod rfb;
 mod settle;
 mod stream;
 

@@ -373,7 +373,7 @@ fn covers(big: Rect, small: Rect) -> bool {
         && big.y + big.height >= small.y + small.height
 }
 
-fn around(a: Rect, b: Rect) -> Rect {
+pub(super) fn around(a: Rect, b: Rect) -> Rect {
     let (x, y) = (a.x.min(b.x), a.y.min(b.y));
     let right = (a.x + a.width).max(b.x + b.width);
     let bottom = (a.y + a.height).max(b.y + b.height);

@@ -157,6 +157,12 @@ impl Hub {
                     wait(POLL, &mut link).await;
                     outcome
                 }
+                Ok(Some(session)) if self.passes_by(&session).await => {
+                    known = None;
+                    let outcome = self.watch_outside().await;
+                    wait(POLL, &mut link).await;
+                    outcome
+                }
                 Ok(Some(session))
                     if open.fresh
                         || !known.is_some_and(|(epoch, cursor)| {
@@ -206,6 +212,11 @@ impl Hub {
                 }
             }
         }
+    }
+
+    /// Whether an agent that hung still does.
+    async fn passes_by(&self, session: &Session) -> bool {
+        self.0.pulse.hangs(session) && !self.answers(session, Instant::now() + ANSWER).await
     }
 
     async fn watch_outside(&self) -> Result<(), DisplayError> {

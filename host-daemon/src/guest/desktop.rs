@@ -9,16 +9,13 @@ use pb::capture_response::Part;
 use tokio::time::Instant;
 
 use super::error::GuestError;
+use super::limits::{MAX_RECT_BYTES, MAX_RECTS};
 use super::session::{Calls, Session, request};
 use super::types::{Captured, CursorSeen, Fill, Have, InputOutcome, Patch, Probe};
 use super::wire;
 use crate::model::input::{InputEvent, SettleOptions, Settled};
 use crate::model::screen::{CursorShape, Point, Rect, Size};
 
-/// Most rectangles of one answer.
-const MAX_RECTS: u32 = 4096;
-/// Most pixel bytes of one rectangle.
-const MAX_RECT_BYTES: usize = 1 << 20;
 /// Longest wait for a change that a guest is asked for.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -32,8 +29,7 @@ impl Session {
     }
 
     /// Asks for what the host has not got, waiting up to `wait` for a change; with `cursor` the cursor is told, and its
-    /// changes count. With nothing changed the answer has the same sequence and no patches. Memory is bounded by twice the
-    /// frame.
+    /// changes count. With nothing changed the answer has the same sequence and no patches. Memory is bounded by the frame.
     ///
     /// # Errors
     /// [`GuestError::Protocol`] for anything that does not fit the frame; [`GuestError::NotReady`] without a desktop.
@@ -91,11 +87,7 @@ impl Calls {
             .call("probe", deadline, client.probe(request(pb::ProbeRequest {}, deadline)))
             .await?
             .into_inner();
-        Ok(Probe {
-            size: wire::size(answer.width, answer.height)?,
-            input_round_trip: Duration::from_micros(answer.input_round_trip_micros.into()),
-            pointer: Point { x: answer.pointer_x, y: answer.pointer_y },
-        })
+        wire::probe(&answer)
     }
 
     pub(super) async fn capture(
@@ -114,26 +106,45 @@ impl Calls {
             base: have.answer,
         };
         self.call("capture", deadline, async {
-            let asked_at = SystemTime::now();
-            let mut parts = self.display().capture(request(message, deadline)).await?.into_inner();
-            let mut capture: Option<Capture> = None;
+            let mut incoming = Incoming::new(have);
+            let mut parts = self.pixels().capture(request(message, deadline)).await?.into_inner();
             while let Some(part) = parts.message().await? {
-                match (part.part, &mut capture) {
-                    (Some(Part::Header(header)), None) => match Capture::begin(header, have, asked_at) {
-                        Ok(begun) => capture = Some(begun),
-                        Err(error) => return Ok(Err(error)),
-                    },
-                    (Some(Part::Rect(rect)), Some(capture)) => {
-                        if let Err(error) = capture.add(&rect) {
-                            return Ok(Err(error));
-                        }
-                    }
-                    _ => return Ok(Err(GuestError::Protocol("parts of a frame out of order".to_owned()))),
+                if let Err(error) = incoming.take(part) {
+                    return Ok(Err(error));
                 }
             }
-            Ok(capture.map_or_else(|| Err(GuestError::Protocol("no frame".to_owned())), Capture::end))
+            Ok(incoming.end())
         })
         .await?
+    }
+}
+
+/// The parts of an answer to a capture, in the order in which they must come.
+pub(super) struct Incoming {
+    have: Have,
+    asked_at: SystemTime,
+    capture: Option<Capture>,
+}
+
+impl Incoming {
+    /// Of an answer that is asked for now.
+    pub(super) fn new(have: Have) -> Self {
+        Self { have, asked_at: SystemTime::now(), capture: None }
+    }
+
+    pub(super) fn take(&mut self, part: pb::CaptureResponse) -> Result<(), GuestError> {
+        match (part.part, &mut self.capture) {
+            (Some(Part::Header(header)), none @ None) => {
+                *none = Some(Capture::begin(header, self.have, self.asked_at)?);
+                Ok(())
+            }
+            (Some(Part::Rect(rect)), Some(capture)) => capture.add(&rect),
+            _ => Err(GuestError::Protocol("parts of a frame out of order".to_owned())),
+        }
+    }
+
+    pub(super) fn end(self) -> Result<Captured, GuestError> {
+        self.capture.map_or_else(|| Err(GuestError::Protocol("no frame".to_owned())), Capture::end)
     }
 }
 
@@ -143,8 +154,10 @@ struct Capture {
     asked_at: SystemTime,
     guest_time: Option<SystemTime>,
     expected: u32,
-    /// Pixel bytes that may still come; keeps overlapping rectangles from adding up without end.
+    /// Pixel bytes that may still be drawn; keeps overlapping rectangles from adding up without end.
     budget: usize,
+    /// Pixel bytes that may still be held until then. Agents send no pixel twice.
+    room: usize,
 }
 
 impl Capture {
@@ -172,6 +185,7 @@ impl Capture {
             guest_time: wire::time(header.captured_at),
             expected: header.rects,
             budget: size.frame_bytes().saturating_mul(2),
+            room: size.frame_bytes(),
         })
     }
 
@@ -192,6 +206,12 @@ impl Capture {
             .budget
             .checked_sub(bytes)
             .ok_or_else(|| GuestError::Protocol("rectangles beyond twice the frame".to_owned()))?;
+        if matches!(rect.packing(), pb::Packing::Raw | pb::Packing::Lz4) {
+            self.room = self
+                .room
+                .checked_sub(bytes)
+                .ok_or_else(|| GuestError::Protocol("more pixels than the frame has".to_owned()))?;
+        }
         let fill = unpack(rect, area, bytes, self.captured.size)?;
         self.captured.patches.push(Patch { area, fill });
         Ok(())
@@ -245,7 +265,8 @@ fn unpack(rect: &pb::FrameRect, area: Rect, bytes: usize, frame: Size) -> Result
         return Err(wrong("too many pixels in one rectangle"));
     }
     match rect.packing() {
-        pb::Packing::Raw if rect.data.len() == bytes => Ok(Fill::Pixels(rect.data.clone())),
+        // A copy: four bytes may have come in a message that is a megabyte otherwise, and keep alive all of it.
+        pb::Packing::Raw if rect.data.len() == bytes => Ok(Fill::Pixels(Bytes::copy_from_slice(&rect.data))),
         pb::Packing::Raw => Err(wrong("the wrong number of bytes")),
         pb::Packing::Solid => {
             let pixel = rect.data.as_ref().try_into().map_err(|_| wrong("no single pixel"))?;

@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) copied: Vec<(pb::SetClipboardHeader, Vec<u8>)>,
     /// The windows and their screen.
     pub(crate) windows: pb::ListWindowsResponse,
+    /// Answer nothing about the screen, and no input.
+    pub(crate) hangs: bool,
     /// Never answer input.
     pub(crate) input_hangs: bool,
     /// Never answer a file that is being written before it is whole.
@@ -248,7 +250,13 @@ impl SupervisorService for Fake {
 #[tonic::async_trait]
 impl DisplayService for Fake {
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
-        let size = self.state().size;
+        let (size, hangs) = {
+            let state = self.state();
+            (state.size, state.hangs)
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(pb::ProbeResponse {
             width: size.width,
             height: size.height,
@@ -264,11 +272,14 @@ impl DisplayService for Fake {
         request: Request<pb::CaptureRequest>,
     ) -> Result<Response<Self::CaptureStream>, Status> {
         let request = request.into_inner();
-        let hostile = {
+        let (hostile, hangs) = {
             let mut state = self.state();
             state.captures += 1;
-            state.hostile_frame.clone()
+            (state.hostile_frame.clone(), state.hangs)
         };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         if let Some(parts) = hostile {
             return Ok(Response::new(stream::iter(parts.into_iter().map(Ok)).boxed()));
         }
@@ -286,7 +297,7 @@ impl DisplayService for Fake {
         let (answer, hangs) = {
             let mut state = self.state();
             state.inputs.push(request.clone());
-            (state.input_answers.pop_front(), state.input_hangs)
+            (state.input_answers.pop_front(), state.input_hangs || state.hangs)
         };
         if hangs {
             std::future::pending::<()>().await;

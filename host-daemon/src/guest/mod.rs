@@ -10,13 +10,17 @@
 //!              └── newer hello came ◄───┘                └─ close(), end of stream, unanswered ping ─► closed()
 //! ```
 //!
-//! Nothing a guest sends is trusted: a message is 2 MiB at most, lengths are checked before they are allocated,
-//! rectangles must lie in their frame, numbers must be finite, and text loses its control characters.
+//! Nothing a guest sends is trusted: messages are bounded, lengths are checked before they are allocated, rectangles must
+//! lie in their frame, numbers must be finite, and text loses its control characters. [`budget`] is what a guest can cost.
 
 mod desk;
 mod desktop;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod hello;
+mod http2;
+mod limits;
 mod port;
 mod process;
 mod session;
@@ -27,6 +31,7 @@ pub use desk::{
     Clipboard, ClipboardFound, ClipboardKind, MAX_CLIPBOARD, Monitor, Selection, Window, WindowArea, Windows,
 };
 pub use error::GuestError;
+pub use limits::budget;
 pub use session::{Glance, Session, connect};
 pub use types::{
     AttachParams, Attached, Captured, CursorSeen, ExecEvent, ExecParams, ExecStream, FileInfo, FileReader,

@@ -151,14 +151,14 @@ impl Session {
 }
 
 /// The order in which a stream's parts must come.
-trait Order<P> {
+pub(super) trait Order<P> {
     type Item;
     fn next(&mut self, part: P) -> Result<Self::Item, GuestError>;
     fn end(&self) -> Result<(), GuestError>;
 }
 
 #[derive(Default)]
-struct ExecOrder {
+pub(super) struct ExecOrder {
     started: bool,
     exited: bool,
 }
@@ -194,8 +194,8 @@ impl Order<pb::ExecResponse> for ExecOrder {
     }
 }
 
-struct FileOrder {
-    left: u64,
+pub(super) struct FileOrder {
+    pub(super) left: u64,
 }
 
 impl Order<pb::ReadFileResponse> for FileOrder {

@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use hvkube_proto::guest::v1 as pb;
-use hyper_util::rt::TokioIo;
 use pb::desktop_service_client::DesktopServiceClient;
 use pb::display_service_client::DisplayServiceClient;
 use pb::process_service_client::ProcessServiceClient;
@@ -13,29 +12,29 @@ use pb::supervisor_service_client::SupervisorServiceClient;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::error::GuestError;
 use super::hello::greet;
+use super::http2::Http2;
+use super::limits::{MAX_ANSWER, MAX_FRAME_PART, MAX_MESSAGE};
 use super::port::Port;
 use super::types::{AttachParams, Attached, Captured, Have, Heartbeat, OpenOptions, Probe};
 use super::wire;
 use crate::hypervisor::{GuestStream, Hypervisor};
 use crate::model::ids::VmId;
 
-/// Largest message taken from a guest: a band of raw pixels is 1 MiB, and nothing else comes near.
-const MAX_MESSAGE: usize = 2 << 20;
-/// Flow-control windows: a full frame streams without waiting for the other end under emulation.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
 /// A guest that answers no ping for this long is hung. Under emulation on a loaded host seconds pass.
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const PING_EVERY: Duration = Duration::from_secs(10);
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// After the welcome the agent answers in milliseconds, or it never will on this stream.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many newer hellos one stream may bring before it is given up.
 const MAX_GREETINGS: u32 = 16;
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Between two heartbeats that are read: more come from nobody well-meaning.
+const HEARTBEAT_GAP: Duration = Duration::from_millis(50);
+/// When a session is asked for its first one.
+const FIRST_HEARTBEAT: Duration = Duration::from_millis(500);
 /// Between two tries to connect: first and longest pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -57,7 +56,7 @@ struct Inner {
 /// The way to make calls.
 #[derive(Clone)]
 pub(super) struct Calls {
-    channel: Channel,
+    channel: Http2,
     closed: watch::Receiver<Option<String>>,
 }
 
@@ -141,7 +140,7 @@ impl Session {
             let port = Port::new(stream);
             let closed = port.closed();
             let attempt = async {
-                let calls = Calls { channel: http2(&port).await?, closed: closed.clone() };
+                let calls = Calls { channel: Http2::open(&port).await?, closed: closed.clone() };
                 // Sent before the first call: the desktop's half of the guest works while the other is busy with that.
                 let glance = options.glance.then(|| calls.glance(deadline));
                 let attached = attach(&calls, options.epoch, &options.attach, deadline).await?;
@@ -252,12 +251,12 @@ impl Session {
         &self.0.calls
     }
 
-    pub(super) fn process(&self) -> ProcessServiceClient<Channel> {
+    pub(super) fn process(&self) -> ProcessServiceClient<Http2> {
         let channel = self.0.calls.channel.clone();
         ProcessServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    pub(super) fn desktop(&self) -> DesktopServiceClient<Channel> {
+    pub(super) fn desktop(&self) -> DesktopServiceClient<Http2> {
         self.0.calls.desktop()
     }
 
@@ -277,16 +276,22 @@ impl Session {
 }
 
 impl Calls {
-    pub(super) fn display(&self) -> DisplayServiceClient<Channel> {
-        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    /// For calls that are answered with a few numbers and texts.
+    pub(super) fn display(&self) -> DisplayServiceClient<Http2> {
+        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
-    fn desktop(&self) -> DesktopServiceClient<Channel> {
+    /// For calls that are answered with pixels.
+    pub(super) fn pixels(&self) -> DisplayServiceClient<Http2> {
+        DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_PART)
+    }
+
+    fn desktop(&self) -> DesktopServiceClient<Http2> {
         DesktopServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    fn supervisor(&self) -> SupervisorServiceClient<Channel> {
-        SupervisorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    fn supervisor(&self) -> SupervisorServiceClient<Http2> {
+        SupervisorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     fn glance(&self, deadline: Instant) -> Glance {
@@ -341,27 +346,6 @@ async fn why(closed: &mut watch::Receiver<Option<String>>) -> String {
     }
 }
 
-async fn http2(port: &Port) -> Result<Channel, GuestError> {
-    let mut io = Some(TokioIo::new(port.io()));
-    // One stream, one session: there is nothing to connect to again.
-    let connector = tower::service_fn(move |_: Uri| {
-        let io = io.take();
-        async move { io.ok_or_else(|| std::io::Error::other("the guest stream is used up")) }
-    });
-    Endpoint::from_static("http://guest")
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        // Fewer, larger frames: each costs the guest a system call.
-        .max_frame_size(1 << 20)
-        .http2_max_header_list_size(16 << 10)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_with_connector(connector)
-        .await
-        .map_err(|error| GuestError::Lost(error.to_string()))
-}
-
 async fn attach(
     calls: &Calls,
     epoch: u64,
@@ -387,6 +371,8 @@ async fn attach(
 async fn beat(calls: Calls, interval: Duration, beats: watch::Sender<Option<Heartbeat>>) {
     let mut closed = calls.closed.clone();
     let listen = async {
+        // Most sessions of hot VMs that are leased again and again do not live for it, and nobody waits for the first one.
+        sleep(interval.min(FIRST_HEARTBEAT)).await;
         let interval = wire::duration(interval);
         loop {
             match calls.supervisor().heartbeat(pb::HeartbeatRequest { interval: Some(interval) }).await {
@@ -394,6 +380,7 @@ async fn beat(calls: Calls, interval: Duration, beats: watch::Sender<Option<Hear
                     let mut stream = stream.into_inner();
                     while let Some(Ok(beat)) = stream.next().await {
                         beats.send_replace(Some(wire::heartbeat(&beat)));
+                        sleep(HEARTBEAT_GAP).await;
                     }
                 }
                 Err(status) if status.code() == tonic::Code::Unimplemented => break,

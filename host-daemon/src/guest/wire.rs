@@ -7,7 +7,9 @@ use hvkube_proto::guest::v1 as pb;
 use tokio::time::Instant;
 
 use super::error::{GuestError, clip};
-use super::types::{Attached, FileInfo, Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome};
+use super::types::{
+    Attached, FileInfo, Heartbeat, Identity, InputFailure, InputFailureReason, InputOutcome, Probe,
+};
 use crate::model::input::{Action, InputEvent, Met, MouseButton, PixelCondition, SettleOptions, Settled};
 use crate::model::screen::{Point, Rect, Size};
 
@@ -75,6 +77,14 @@ pub(super) fn heartbeat(beat: &pb::HeartbeatResponse) -> Heartbeat {
         ip_addresses: addresses(&beat.ip_addresses),
         uptime: beat.uptime.and_then(|uptime| uptime.try_into().ok()).unwrap_or_default(),
     }
+}
+
+pub(super) fn probe(answer: &pb::ProbeResponse) -> Result<Probe, GuestError> {
+    Ok(Probe {
+        size: size(answer.width, answer.height)?,
+        input_round_trip: Duration::from_micros(answer.input_round_trip_micros.into()),
+        pointer: Point { x: answer.pointer_x, y: answer.pointer_y },
+    })
 }
 
 /// A size that a frame may have.

@@ -461,6 +461,11 @@ impl Agent {
         }
         if had_vm {
             self.go(AgentStatus::Pending, why, now);
+        } else if self.queue_end().is_some_and(|end| end <= now) {
+            // To have been taken and got no VM is waiting too.
+            let why = format!("not started within {} s: {why}", self.spec.queue_timeout.as_secs());
+            self.go(AgentStatus::Failed, &*why, now);
+            self.outcome = Some(AgentOutcome { success: false, error: why, duration: Duration::ZERO });
         } else {
             why.clone_into(&mut self.reason);
         }

@@ -81,6 +81,8 @@ reasons! {
     NotFound = "RESOURCE_NOT_FOUND", NotFound;
     /// No such file in the guest.
     GuestFileNotFound = "GUEST_FILE_NOT_FOUND", NotFound;
+    /// No such console ticket, or not for this caller, or not any more.
+    ConsoleTicketUnknown = "CONSOLE_TICKET_UNKNOWN", NotFound;
     /// No such program in the guest.
     ProgramNotFound = "PROGRAM_NOT_FOUND", NotFound;
     /// No such window on the desktop.
@@ -127,6 +129,8 @@ reasons! {
     StaleEtag = "STALE_ETAG", Aborted;
     /// Another move of the VM is under way.
     VmBusy = "VM_BUSY", Aborted;
+    /// The viewer did not keep to its protocol, or the screen became one that it can't show.
+    ConsoleFailed = "CONSOLE_FAILED", Aborted;
     /// The agent was lost in the middle of a batch.
     InputOutcomeUnknown = "INPUT_OUTCOME_UNKNOWN", Aborted;
     /// A watch was not read in time; go on from its last revision.
@@ -147,6 +151,8 @@ reasons! {
     PoolExhausted = "POOL_EXHAUSTED", ResourceExhausted;
     /// The caller holds, or waits for, as many leases as it may.
     QuotaExceeded = "QUOTA_EXCEEDED", ResourceExhausted;
+    /// Too many consoles were asked for and not opened.
+    TooManyConsoles = "TOO_MANY_CONSOLES", ResourceExhausted;
     /// The encoded picture is larger than asked.
     ScreenshotTooLarge = "SCREENSHOT_TOO_LARGE", ResourceExhausted;
     /// The clipboard holds more than asked.

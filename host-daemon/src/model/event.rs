@@ -49,6 +49,10 @@ kinds! {
     VmChanged = "vm_changed";
     /// A VM is gone.
     VmDeleted = "vm_deleted";
+    /// Somebody began to look at a VM through a console.
+    ConsoleOpened = "console_opened";
+    /// A console was closed.
+    ConsoleClosed = "console_closed";
     /// A lease got a VM: its first one, or another one after that failed its checks.
     LeaseGranted = "lease_granted";
     /// The desktop of a lease has proven itself ready.

@@ -23,8 +23,9 @@ pub struct Size {
 impl Size {
     /// Largest side a frame may have.
     pub const MAX_SIDE: u32 = 16_384;
-    /// Most pixels a frame may have: twice an 8K screen. Bounds what a guest can make the host allocate (256 MiB a frame).
-    pub const MAX_PIXELS: u64 = 1 << 26;
+    /// Most pixels a frame may have: an 8K screen and a little. Bounds what a guest can make the host allocate (128 MiB a
+    /// frame).
+    pub const MAX_PIXELS: u64 = 1 << 25;
 
     /// Whether a frame may have this size.
     #[must_use]
@@ -37,7 +38,7 @@ impl Size {
 
     /// Bytes of a frame of this size at 4 bytes a pixel.
     #[must_use]
-    pub fn frame_bytes(self) -> usize {
+    pub const fn frame_bytes(self) -> usize {
         self.width as usize * self.height as usize * 4
     }
 

@@ -71,6 +71,7 @@ struct Shared {
     leases: Leases,
     agents: agents::Agents,
     operations: Operations,
+    consoles: calls::consoles::Consoles,
     importing: Names<TemplateId>,
     /// VMs that get their rows, that templates are prepared with, or that no row knows and that are removed.
     making: Names<VmId>,
@@ -108,6 +109,7 @@ impl Orchestrator {
             leases: Leases::default(),
             agents: agents::Agents::default(),
             operations: Operations::default(),
+            consoles: calls::consoles::Consoles::default(),
             importing: Names::default(),
             making: Names::default(),
             vault: Arc::new(Vault::new(&settings.secrets_dir)),

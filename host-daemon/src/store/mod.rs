@@ -84,7 +84,12 @@ pub struct Answered {
 
 impl From<StoreError> for crate::model::error::Error {
     fn from(error: StoreError) -> Self {
-        Self::internal(crate::model::error::Reason::StoreFailed, "the store failed", error)
+        use crate::model::error::Reason;
+        match error {
+            // Nobody else closes it. Calls that were under way for too long, or only looked, end with this.
+            StoreError::Closed => Self::new(Reason::ShuttingDown, "the daemon is stopping"),
+            error => Self::internal(Reason::StoreFailed, "the store failed", error),
+        }
     }
 }
 

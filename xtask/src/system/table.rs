@@ -5,6 +5,8 @@
 pub(crate) enum Job {
     /// Compile the workspace.
     Build,
+    /// Build the fuzzer, of which a part is C++.
+    Fuzz,
     /// Build golden images.
     Image,
     /// Run virtual machines.
@@ -60,6 +62,7 @@ const QEMU_SYSTEM: Need = at_least(QEMU, program("qemu-system-x86", "qemu-system
 const QEMU_UTILS: Need = at_least(QEMU, program("qemu-utils", "qemu-img"));
 
 const BUILD: &[Need] = &[program("gcc", "cc"), package("libc6-dev")];
+const FUZZ: &[Need] = &[program("gcc", "cc"), program("g++", "c++"), package("libc6-dev")];
 const IMAGE: &[Need] = &[
     program("mmdebstrap", "mmdebstrap"),
     package("debian-archive-keyring"),
@@ -99,6 +102,7 @@ impl Job {
     pub(super) fn needs(self) -> &'static [Need] {
         match self {
             Self::Build => BUILD,
+            Self::Fuzz => FUZZ,
             Self::Image => IMAGE,
             Self::Vm => VM,
             Self::DisplayTests => DISPLAY_TESTS,
@@ -134,6 +138,7 @@ mod tests {
     fn every_job_names_packages_apt_could_install() {
         let jobs = [
             Job::Build,
+            Job::Fuzz,
             Job::Image,
             Job::Vm,
             Job::DisplayTests,

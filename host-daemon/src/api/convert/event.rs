@@ -42,6 +42,8 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::VmQuarantined => v1::EventKind::VmQuarantined,
         EventKind::VmChanged => v1::EventKind::VmChanged,
         EventKind::VmDeleted => v1::EventKind::VmDeleted,
+        EventKind::ConsoleOpened => v1::EventKind::ConsoleOpened,
+        EventKind::ConsoleClosed => v1::EventKind::ConsoleClosed,
         EventKind::LeaseGranted => v1::EventKind::LeaseGranted,
         EventKind::LeaseReady => v1::EventKind::LeaseReady,
         EventKind::LeaseSuspended => v1::EventKind::LeaseSuspended,

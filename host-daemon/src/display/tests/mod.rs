@@ -2,7 +2,7 @@
 
 mod masks;
 mod secrets;
-mod stub;
+pub(super) mod stub;
 
 use std::time::Duration;
 
@@ -601,4 +601,43 @@ async fn the_agent_takes_over_when_it_comes() {
     session.close();
     let after = hub.screenshot(&ScreenshotOptions::default(), soon()).await.expect("picture");
     assert_eq!(after.source, Source::Hypervisor);
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_is_passed_by_until_it_answers_again() {
+    let (hub, stub) = hub(true, Size { width: 20, height: 10 });
+    stub.show(5);
+    let fake = Fake::new(20, 10);
+    attach(&hub, &fake, 3).await;
+    let options = ScreenshotOptions::default();
+    assert_eq!(hub.screenshot(&options, soon()).await.expect("picture").source, Source::Agent);
+    fake.state().hangs = true;
+    let text = |text: &str| vec![InputEvent::Text { text: text.into(), interval: Duration::ZERO }];
+    // It has just answered, so it is trusted with this, and then nobody knows.
+    let brief = Instant::now() + Duration::from_millis(600);
+    let lost = hub.send_input("a", text("no"), None, brief).await;
+    assert!(matches!(lost, Err(DisplayError::OutcomeUnknown { .. })), "{lost:?}");
+
+    let done = hub.send_input("b", text("hi"), None, soon()).await.expect("done");
+    assert_eq!((done.source, done.completed), (Source::Hypervisor, 1));
+    let typed = stub.done.lock().expect("no panic").len();
+    let lost = hub.send_input("a", text("no"), None, soon()).await;
+    assert!(matches!(lost, Err(DisplayError::OutcomeUnknown { .. })), "the agent may do it yet: {lost:?}");
+    assert_eq!(stub.done.lock().expect("no panic").len(), typed);
+    let seen = hub.screenshot(&options, soon()).await.expect("picture");
+    assert_eq!((seen.source, decoded(&seen).get_pixel(3, 3).0), (Source::Hypervisor, [5, 5, 5]));
+    let settle = SettleOptions { quiet: Duration::from_millis(50), ..Default::default() };
+    let waited = hub.wait_for_settle(&settle, None, soon()).await.expect("settles");
+    assert_eq!(waited.source, Source::Hypervisor);
+    let mut stream = hub.subscribe(fast()).expect("legal");
+    assert_eq!(stream.next().await.map(frame).expect("a frame").picture.source, Source::Hypervisor);
+
+    fake.state().hangs = false;
+    assert_eq!(hub.screenshot(&options, soon()).await.expect("picture").source, Source::Agent);
+    let inputs = fake.state().inputs.len();
+    let again = hub.send_input("b", text("hi"), None, soon()).await.expect("done");
+    assert_eq!((again.source, again.replayed), (Source::Hypervisor, true));
+    assert_eq!(fake.state().inputs.len(), inputs, "not done twice");
+    let done = hub.send_input("c", text("hi"), None, soon()).await.expect("done");
+    assert_eq!(done.source, Source::Agent);
 }

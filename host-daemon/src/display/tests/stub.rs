@@ -14,17 +14,17 @@ use crate::model::input::RawInput;
 use crate::model::screen::{Frame, Size};
 use crate::model::template::{CloneMethod, TemplateSpec};
 
-pub(super) struct Stub {
+pub(in crate::display) struct Stub {
     capabilities: Capabilities,
     facts: BackendFacts,
-    pub(super) frame: Mutex<Frame>,
-    pub(super) done: Mutex<Vec<RawInput>>,
+    pub(in crate::display) frame: Mutex<Frame>,
+    pub(in crate::display) done: Mutex<Vec<RawInput>>,
     /// What the screen shows after the next input.
     next: Mutex<Option<u8>>,
 }
 
 impl Stub {
-    pub(super) fn new(display: bool, size: Size) -> Arc<Self> {
+    pub(in crate::display) fn new(display: bool, size: Size) -> Arc<Self> {
         Arc::new(Self {
             capabilities: Capabilities {
                 save: false,
@@ -49,11 +49,11 @@ impl Stub {
     }
 
     /// The next input changes the screen.
-    pub(super) fn paint_on_input(&self, value: u8) {
+    pub(in crate::display) fn paint_on_input(&self, value: u8) {
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
     }
 
-    pub(super) fn show(&self, value: u8) {
+    pub(in crate::display) fn show(&self, value: u8) {
         let mut frame = self.frame.lock().unwrap_or_else(PoisonError::into_inner);
         frame.pixels = vec![value; frame.size.frame_bytes()].into();
     }

@@ -11,6 +11,9 @@ use crate::model::screen::{Frame, Point, Size};
 /// Both axes of QEMU's tablet run from 0 to this.
 const AXIS: i64 = 0x7fff;
 
+/// Longest file that [`frame`] understands.
+pub(crate) const MAX_FILE: u64 = Size::MAX_PIXELS * 3 + 64;
+
 /// A screen as QEMU writes it: `P6`, width, height, 255, then three bytes a pixel.
 pub(crate) fn frame(ppm: &[u8]) -> HvResult<Frame> {
     let bad = |why: &str| HvError::Process(format!("qemu's screenshot was not understood: {why}"));
@@ -26,8 +29,7 @@ pub(crate) fn frame(ppm: &[u8]) -> HvResult<Frame> {
     }
     let [width, height, depth] = numbers;
     let size = Size { width, height };
-    let side = 1..=Size::MAX_SIDE;
-    if depth != 255 || !side.contains(&width) || !side.contains(&height) {
+    if depth != 255 || !size.is_legal() {
         return Err(bad("strange size or depth"));
     }
     let pixels = rest.get(1..).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Files that must be there whole or not at all.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -11,6 +11,17 @@ use sha2::{Digest, Sha256};
 
 use super::error::Context;
 use crate::hypervisor::{HvError, HvResult};
+
+/// What is in a file, which is refused when it is longer.
+pub(crate) fn read_at_most(path: &Path, most: u64) -> HvResult<Vec<u8>> {
+    let mut content = Vec::new();
+    let file = File::open(path).context("read", path)?;
+    file.take(most + 1).read_to_end(&mut content).context("read", path)?;
+    if content.len() as u64 > most {
+        return Err(HvError::Process(format!("{} is longer than {most} bytes", path.display())));
+    }
+    Ok(content)
+}
 
 /// Makes a folder, and those above it, that only we can enter.
 pub(crate) fn private_dir(path: &Path) -> HvResult<()> {

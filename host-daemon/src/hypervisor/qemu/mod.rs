@@ -33,6 +33,8 @@ mod config;
 mod display;
 mod error;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod image;
 mod keys;
 mod machine;
@@ -309,7 +311,7 @@ impl Hypervisor for QemuHypervisor {
         let file = live.process.dir.join(format!("screen-{number}"));
         let dumped = live.qmp.run(&Screendump { filename: &file, format: "ppm" }).await;
         let read = backend::blocking(move || {
-            let content = std::fs::read(&file).context("read", &file);
+            let content = files::read_at_most(&file, display::MAX_FILE);
             files::remove(&file)?;
             content.and_then(|content| display::frame(&content))
         })

@@ -178,6 +178,24 @@ fn workflow_names() {
     }
 }
 
+#[test]
+fn a_claim_that_got_no_vm_in_time_was_the_last() {
+    let mut agent = agent(3);
+    let early = now() + Duration::from_secs(10);
+    let epoch = agent.reserve(claim(Runner::Guest), early).expect("free");
+    agent.set_back(epoch, Setback::Interrupted, "got no vm", early).expect("held");
+    assert_eq!(agent.status, AgentStatus::Pending);
+    agent.given_back(epoch);
+    let late = now() + agent.spec.queue_timeout;
+    let epoch = agent.reserve(claim(Runner::External), late).expect("free");
+    agent.set_back(epoch, Setback::Interrupted, "got no vm", late).expect("held");
+    assert_eq!(
+        (agent.status, agent.reason.as_str()),
+        (AgentStatus::Failed, "not started within 3600 s: got no vm")
+    );
+    assert!(agent.outcome.is_some_and(|outcome| !outcome.success));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Reserve(bool),

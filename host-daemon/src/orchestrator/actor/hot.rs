@@ -149,7 +149,8 @@ async fn keep_proven(shared: &Arc<Shared>, handle: &Handle, run: u64) {
         let began = Instant::now();
         let limit = if known { PROOF_TIMEOUT } else { shared.settings.agent_timeout };
         let proven = tokio::select! {
-            proven = leases::prove(handle, began, began + limit) => proven,
+            // Boxed: it is under way for a millisecond, and then rests for long.
+            proven = Box::pin(leases::prove(handle, began, began + limit)) => proven,
             _ = rows.wait_for(|row| !kept(row)) => break,
         };
         match proven {

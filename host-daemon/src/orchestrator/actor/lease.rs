@@ -158,7 +158,11 @@ impl Actor {
             return Err(Error::new(Reason::LeaseEnded, format!("lease {lease} has left vm {}", self.row.id))
                 .with("lease", lease));
         }
-        if boot { self.boot_anew(why).await } else { self.reset(why).await }
+        if !boot {
+            return self.reset(why).await;
+        }
+        self.clean_fails = true;
+        self.boot_anew(why).await
     }
 
     /// Ends whatever lease there is on the VM.

@@ -133,7 +133,8 @@ impl Link {
                 glance: glance && epoch == first,
                 ..OpenOptions::default()
             };
-            match connect(&*self.hv, &self.vm, &options, Instant::now() + self.try_for).await {
+            // Boxed: the task of a session that is there stays small.
+            match Box::pin(connect(&*self.hv, &self.vm, &options, Instant::now() + self.try_for)).await {
                 Ok(session) => {
                     pause = FIRST_PAUSE;
                     self.began(&session);

@@ -54,7 +54,8 @@ type Command = Box<dyn for<'a> FnOnce(&'a mut Actor) -> BoxFuture<'a, ()> + Send
 pub(super) struct Handle {
     pub(super) id: VmId,
     commands: mpsc::Sender<Command>,
-    events: mpsc::Sender<HvEvent>,
+    /// Boxed: a channel takes room for 32 at once, for every VM.
+    events: mpsc::Sender<Box<HvEvent>>,
     row: watch::Receiver<Vm>,
     run: watch::Receiver<Option<Run>>,
     guest: watch::Receiver<GuestView>,
@@ -116,7 +117,7 @@ impl Handle {
     /// Hands over something that happened to the VM.
     pub(super) async fn tell(&self, event: HvEvent) {
         // An actor that has ended needs no news.
-        let _ = self.events.send(event).await;
+        let _ = self.events.send(Box::new(event)).await;
     }
 
     fn gone(&self) -> Error {
@@ -136,6 +137,9 @@ pub(super) struct Actor {
     link: Arc<Link>,
     hub: Hub,
     proofs: Proofs,
+    /// Its clean memory was of no use to a lease, for which its disk was booted instead. Known as long as the daemon runs:
+    /// after that the next lease finds it out anew.
+    clean_fails: bool,
     /// While its row says that it is hot.
     hot_place: Option<HotPlace>,
     /// The VM is gone: stop after this command.
@@ -176,6 +180,7 @@ impl Actor {
             running,
             link,
             proofs,
+            clean_fails: false,
             hot_place: None,
             deleted: false,
             parked: false,
@@ -188,7 +193,7 @@ impl Actor {
             while !actor.deleted {
                 tokio::select! {
                     biased;
-                    Some(event) = news.recv() => actor.on_event(event).await,
+                    Some(event) = news.recv() => actor.on_event(*event).await,
                     command = inbox.recv() => match command {
                         Some(command) => command(&mut actor).await,
                         None => break,

@@ -12,7 +12,8 @@ use crate::guest::Session;
 use crate::hypervisor::{HvError, Observed, Origin, Rest, Run, Stop, VmDefinition};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
-use crate::model::record::{Availability, Pending};
+use crate::model::input::SettleOptions;
+use crate::model::record::{Availability, Pending, Vm};
 use crate::model::vm::VmState;
 
 /// How often a guest that boots is asked for its desktop, and how long it has for the answer.
@@ -65,10 +66,23 @@ impl Actor {
         let Ok(handle) = self.shared.registry.get(&self.row.id) else { return };
         let mut sessions = self.link.session();
         let (limit, cause) = (self.shared.settings.boot_timeout, cause.to_owned());
+        let settings = (self.shared.settings.settle_quiet, self.shared.settings.settle_timeout);
+        let saves = self.shared.hv.capabilities().save;
         self.shared.tasks.spawn(async move {
-            let agent = tokio::time::timeout(limit, desktop_up(&mut sessions)).await.is_ok();
+            let session = tokio::time::timeout(limit, desktop_up(&mut sessions)).await.ok().flatten();
+            if saves
+                && handle.look(waits_to_be_saved)
+                && let Some(session) = &session
+            {
+                // What is saved now is what leases begin with. One that stays restless is as good as a template's.
+                let settle = SettleOptions { quiet: settings.0, timeout: settings.1, ..Default::default() };
+                let settled = session.settle(&settle, Instant::now() + settings.1 + PROBE_TIMEOUT).await;
+                tracing::debug!(vm = %handle.id, ?settled, "booted clean");
+            }
+            let agent = session.is_some();
             let cause = if agent { cause } else { format!("{cause}, no agent answered") };
-            let booted = handle.call(move |vm| Box::pin(async move { vm.booted(run, &cause).await })).await;
+            let booted =
+                handle.call(move |vm| Box::pin(async move { vm.booted(run, &cause, agent).await })).await;
             if let Err(error) = booted {
                 tracing::debug!(vm = %handle.id, %error, "not booted");
             }
@@ -76,12 +90,22 @@ impl Actor {
     }
 
     /// The agent has answered, or had its time.
-    async fn booted(&mut self, run: u64, cause: &str) -> Result<()> {
+    async fn booted(&mut self, run: u64, cause: &str, agent: bool) -> Result<()> {
         if self.row.state != VmState::Booting || run_number(self.run) != run {
             // Another move came first.
             return Ok(());
         }
-        self.enter(VmState::Running, cause).await
+        self.enter(VmState::Running, cause).await?;
+        if !waits_to_be_saved(&self.row) || !self.shared.hv.capabilities().save {
+            return Ok(());
+        }
+        if !agent {
+            return self.quarantine(cause).await;
+        }
+        match self.save("booted clean, saved again").await {
+            Ok(()) => Ok(()),
+            Err(error) => self.quarantine(&format!("booted clean, not saved again: {error}")).await,
+        }
     }
 
     /// Saved or paused to running.
@@ -259,8 +283,20 @@ impl Actor {
         match self.shared.hv.reset(&self.row.id).await {
             Ok(rest) => {
                 self.set_run(None);
-                Ok(rest)
+                self.usable(rest).await
             }
+            Err(error) => Err(self.failed("reset", error.into()).await),
+        }
+    }
+
+    /// A clean memory that leases could not use is thrown away, so that the clean disk is booted; a free VM is then saved
+    /// again, with a memory of its own.
+    async fn usable(&mut self, rest: Rest) -> Result<Rest> {
+        if !self.clean_fails || rest == Rest::Off {
+            return Ok(rest);
+        }
+        match self.shared.hv.stop(&self.row.id, Stop::Hard).await {
+            Ok(()) => Ok(Rest::Off),
             Err(error) => Err(self.failed("reset", error.into()).await),
         }
     }
@@ -482,18 +518,24 @@ fn run_number(run: Option<Run>) -> u64 {
     run.map_or(0, |run| run.number)
 }
 
-/// Waits until an agent answers and its desktop with it: the privileged half is there long before the screen.
-async fn desktop_up(sessions: &mut watch::Receiver<Option<Session>>) {
+/// A pool's own VM that boots clean is ready once it is saved, where that can be.
+fn waits_to_be_saved(row: &Vm) -> bool {
+    row.clean && row.pool.is_some() && row.availability == Availability::Idle
+}
+
+/// Waits until an agent answers and its desktop with it: the privileged half is there long before the screen. None when
+/// the VM is gone.
+async fn desktop_up(sessions: &mut watch::Receiver<Option<Session>>) -> Option<Session> {
     loop {
         let session = match sessions.wait_for(Option::is_some).await {
             Ok(session) => session.clone(),
             // The VM is gone; whoever waits finds that out.
-            Err(_) => return,
+            Err(_) => return None,
         };
         if let Some(session) = session
             && session.probe(Instant::now() + PROBE_TIMEOUT).await.is_ok()
         {
-            return;
+            return Some(session);
         }
         tokio::time::sleep(PROBE_EVERY).await;
     }

@@ -260,9 +260,12 @@ async fn run(o: &Orchestrator, agent: &Agent, workflow: &GuestWorkflow) -> Resul
                 output.extend_from_slice(&data);
             }
             Some(Ok(ExecEvent::Stderr(data))) => {
-                lines.add(&data);
-                if lines.ready.len() >= LOG_LINES {
-                    lines.store(shared).await;
+                // In parts, or a message of nothing but line ends would become a hundred times as large.
+                for part in data.chunks(LOG_TEXT) {
+                    lines.add(part);
+                    if lines.ready.len() >= LOG_LINES {
+                        lines.store(shared).await;
+                    }
                 }
             }
             Some(Ok(ExecEvent::Exited { code, signal, timed_out })) => break (code, signal, timed_out),

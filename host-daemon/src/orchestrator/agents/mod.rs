@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
 use super::asked::asker;
@@ -196,7 +196,9 @@ async fn change(
 ) -> Result<Agent> {
     loop {
         let before = stored(shared, id).await?;
-        let (mut agent, mut log, now) = (before.clone(), Log::default(), Timestamp::now());
+        // As the store keeps it, so that a repeat gets the same answer.
+        let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or_default();
+        let (mut agent, mut log) = (before.clone(), Log::default());
         change(&mut agent, &mut log, now)?;
         if agent == before && log.0.is_empty() {
             return Ok(agent);
@@ -297,6 +299,9 @@ async fn lease_of(shared: &Shared, agent: &Agent, claim: &Claim) -> Result<Optio
 async fn acquire(o: &Orchestrator, agent: &Agent, holder: &str, wait: Duration) -> Result<Granted> {
     let caller = super::request::Caller { name: holder.to_owned(), admin: false };
     let request = RequestId { id: agent.lease_request(), fingerprint: format!("agent {}", agent.id) };
+    // No longer than it may wait for its first attempt: whoever has it keeps the sweep from ending it.
+    let left = agent.queue_end().map(|end| end.duration_since(Timestamp::now()).max(SignedDuration::ZERO));
+    let wait = left.map_or(wait, |left| wait.min(left.unsigned_abs()));
     let wanted = super::request::Acquire {
         pool: Some(agent.spec.pool.clone()),
         priority: agent.spec.priority,

@@ -332,12 +332,15 @@ impl Drop for Undo {
         }
         let (shared, claim, request) = (Arc::clone(&self.shared), self.claim, self.request.take());
         self.shared.leases.under_way.spawn(async move {
+            // The claim may still be on its way to the disk, and what is read below would not have it.
+            if let Err(error) = shared.store.caught_up().await {
+                tracing::warn!(agent = %id, error = &error as &dyn std::error::Error, "claim not waited for");
+            }
             if let Some(request) = request
                 && let Err(error) = shared.store.forget_request(request.id).await
             {
                 tracing::warn!(agent = %id, error = &error as &dyn std::error::Error, "request not forgotten");
             }
-            // A write under way is ordered before this one: the store has one writer.
             let mut ours = None;
             let undone = change(&shared, &id, None, |agent, _, now| {
                 ours = agent.claim.as_ref().filter(|present| present.id == claim).map(|_| agent.epoch);

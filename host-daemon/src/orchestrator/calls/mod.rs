@@ -1,6 +1,7 @@
 //! What callers may ask, one file per kind of thing. Shapes were checked before; states and rights are checked here.
 
 mod backup;
+pub(super) mod consoles;
 mod desktops;
 pub(super) mod host;
 mod leases;

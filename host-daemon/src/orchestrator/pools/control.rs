@@ -271,17 +271,21 @@ pub(super) async fn condemn(shared: &Arc<Shared>, vm: &VmId) {
     }
 }
 
-/// Deletes the VMs of a pool that is being deleted, then the pool.
+/// Deletes the VMs of a pool that is being deleted, then the pool. Whoever still has one of them loses it: a pool with leases
+/// is only deleted by force, and the daemon may have died before it had ended them all.
 async fn dissolve(shared: &Arc<Shared>, pool: &Pool) -> Result<Next> {
     let mut left = Vec::new();
-    let mut any = false;
     shared.registry.each_of(&pool.id, |row| {
-        any = true;
-        if row.availability != Availability::Leased {
-            left.push(row.id.clone());
-        }
+        left.push((row.id.clone(), row.availability == Availability::Leased));
     });
-    for vm in &left {
+    let any = !left.is_empty();
+    for (vm, leased) in &left {
+        if *leased
+            && let Ok(handle) = shared.registry.get(vm)
+            && let Err(error) = handle.call(|vm| Box::pin(vm.revoke("its pool was deleted"))).await
+        {
+            tracing::warn!(%vm, error = &error as &dyn std::error::Error, "lease not ended");
+        }
         condemn(shared, vm).await;
     }
     if any {

@@ -281,3 +281,38 @@ impl PoolState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn vm(name: &str) -> VmId {
+        VmId::new(name).expect("an id")
+    }
+
+    fn facts(ready: Ready) -> Facts {
+        Facts { template: TemplateId::new("linux").expect("an id"), gpu: false, ready }
+    }
+
+    #[test]
+    fn the_one_proven_last_is_leased_first_and_a_warm_one_last() {
+        let mut lot = Lot::new(Queue::new(Duration::from_secs(30)));
+        let any = Needs::default();
+        lot.put(vm("aa"), facts(Ready::Warm));
+        assert!(lot.put(vm("bb"), facts(Ready::Hot)));
+        assert!(lot.put(vm("cc"), facts(Ready::Hot)));
+        assert_eq!(lot.pick(&any), Some(vm("cc")));
+        lot.proven_again(&vm("bb"));
+        assert!(!lot.put(vm("cc"), facts(Ready::Hot)), "to be told twice is no proof");
+        assert_eq!(lot.pick(&any), Some(vm("bb")));
+        lot.withdraw(&vm("bb"));
+        assert_eq!(lot.pick(&any), Some(vm("cc")));
+        assert!(lot.put(vm("cc"), facts(Ready::Warm)), "it was put back to rest");
+        assert_eq!((lot.pick(&any), lot.hot(), lot.ready()), (Some(vm("aa")), 0, 2));
+        assert!(lot.proven.is_empty());
+        lot.proven_again(&vm("dd"));
+        assert_eq!(lot.ready(), 2, "one that has gone meanwhile stays away");
+    }
+}

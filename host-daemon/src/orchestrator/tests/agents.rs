@@ -416,6 +416,26 @@ async fn who_waits_too_long_fails_and_old_agents_go() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_vm_in_vain_fails_though_somebody_has_taken_it() {
+    let bench = with_pool(1).await;
+    let o = &bench.o;
+    o.pause_pool(&id("desk"), None, true).await.expect("paused");
+    for workflow in [GUEST, OUTSIDE] {
+        let mut wanted = wanted_agent(workflow);
+        wanted.spec.queue_timeout = Duration::from_millis(100);
+        let submitted = o.submit_agent(&admin(), wanted).await.expect("submitted");
+        let me = admin();
+        let claiming = o.claim_agent(&me, worker(LONG));
+        let ended = agent_when(o, &submitted.id, "failed", |agent| agent.status == AgentStatus::Failed);
+        let ended = tokio::select! {
+            claimed = claiming, if workflow == OUTSIDE => panic!("no vm is ready: {claimed:?}"),
+            ended = ended => ended,
+        };
+        assert!(ended.reason.contains("not started within"), "{}", ended.reason);
+    }
+}
+
+#[tokio::test]
 async fn pictures_expire_and_the_agent_stays() {
     let bench = with_pool(1).await;
     let submitted = submit(&bench.o, OUTSIDE).await;

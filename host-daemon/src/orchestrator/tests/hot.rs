@@ -4,6 +4,7 @@ use super::sim::{Fault, When};
 use super::*;
 use crate::model::error::Reason;
 use crate::orchestrator::request::{Target, UpdatePool};
+use crate::store::Behind;
 
 async fn hot(size: u32, hot: u32) -> Bench {
     let mut wish = pool("desk", size);
@@ -38,6 +39,22 @@ async fn a_hot_desktop_is_leased_with_a_receipt_that_says_its_age() {
     release(&bench.o, &granted, ReleasePolicy::Reset).await;
     status_when(&bench.o, "desk", "as before", |status| (status.hot, status.warm) == (1, 2)).await;
     assert_eq!(bench.world.dirt(&granted.vm.vm.id), Some(0));
+    bench.check().await;
+}
+
+#[tokio::test]
+async fn one_that_comes_back_to_a_pool_that_wants_it_hot_runs_as_soon_as_it_is_clean() {
+    let bench = hot(1, 1).await;
+    let granted = bench.acquire().await.expect("granted");
+    bench.world.soil(&granted.vm.vm.id);
+    let before = bench.o.0.store.changes().head();
+    release(&bench.o, &granted, ReleasePolicy::Reset).await;
+    bench.hot(1).await;
+    assert_eq!(bench.world.dirt(&granted.vm.vm.id), Some(0));
+    let Behind::Events(events) = bench.o.0.store.changes().behind(before, 100) else { panic!("so many") };
+    let moves: Vec<_> = events.iter().filter_map(|event| event.moved).collect();
+    use VmState::{Resetting, Resuming, Running};
+    assert_eq!(moves, [(Running, Resetting), (Resetting, Resuming), (Resuming, Running)]);
     bench.check().await;
 }
 
@@ -149,6 +166,16 @@ async fn a_guest_that_is_silent_after_its_resume_is_reset_and_then_booted() {
         assert_eq!(receipt.replaced, 0);
         release(&bench.o, &granted, ReleasePolicy::Reset).await;
         bench.ready("desk", 1).await;
+        if boot {
+            // Its clean memory is no good, so its disk was booted once more, while nobody waited, and saved.
+            assert_eq!((bench.world.count("start"), bench.world.count("save")), (booted + 2, 1));
+            let again = bench.acquire().await.expect("granted");
+            let receipt = again.lease.receipt.clone().expect("receipt");
+            assert!(!receipt.checks[0].detail.contains("booted"), "{receipt:?}");
+            assert_eq!(bench.world.count("start"), booted + 2);
+            release(&bench.o, &again, ReleasePolicy::Reset).await;
+            bench.ready("desk", 1).await;
+        }
         bench.check().await;
     }
 }

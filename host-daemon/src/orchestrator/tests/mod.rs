@@ -5,6 +5,7 @@ mod crash;
 mod edges;
 mod hot;
 mod leases;
+mod model;
 mod moves;
 mod pools;
 mod preempt;

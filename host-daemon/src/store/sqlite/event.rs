@@ -76,6 +76,14 @@ pub(super) fn query(
 }
 
 impl Sqlite {
+    /// Writes down something that changed no row.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note(&self, event: Event) -> StoreResult<()> {
+        self.writer.write(move |tx| tx.event(event)).await
+    }
+
     /// Events behind a revision that are wanted, oldest first, and the revision that they reach to: there may be more
     /// until that is the head.
     ///

@@ -123,6 +123,15 @@ impl Sqlite {
         Ok(row.map(|row| Answered { fingerprint: row.get(0), resource: row.get(1) }))
     }
 
+    /// Completes when all that was asked to be written before is committed, also what was asked by callers who have gone:
+    /// reads do not wait for it otherwise.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn caught_up(&self) -> StoreResult<()> {
+        self.writer.write(|_| Ok(())).await
+    }
+
     /// Forgets a request id, so that a repeat is a new request.
     ///
     /// # Errors
@@ -216,7 +225,10 @@ fn create_private(config: &StoreConfig) -> std::io::Result<()> {
 
 /// Gives a reader's failure its context.
 fn database(context: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Database { context, source: Box::new(source) }
+    move |source| match source {
+        sqlx::Error::PoolClosed => StoreError::Closed,
+        source => StoreError::Database { context, source: Box::new(source) },
+    }
 }
 
 #[cfg(test)]

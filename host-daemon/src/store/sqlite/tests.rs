@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::event::{Event, EventFilter, EventKind};
 use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
-use crate::model::lease::EndedAs;
+use crate::model::lease::{EndedAs, Receipt};
 use crate::model::query::{LeaseFilter, Page, VmFilter};
 use crate::model::record::{
     Availability, Lease, Operation, Outcome, Phase, Pool, PoolOptions, PoolSpec, Template, TemplateState, Vm,
@@ -222,6 +222,53 @@ async fn a_lease_moves_to_another_vm_and_ends_once() {
     assert!(store.leases(&LeaseFilter::default(), &ALL).await.expect("list").is_empty());
     let all = LeaseFilter { show_ended: true, pool: None };
     assert_eq!(store.leases(&all, &ALL).await.expect("list").len(), 1);
+}
+
+#[tokio::test]
+async fn a_lease_in_memory_is_the_one_in_the_database_from_its_grant_to_its_end() {
+    let (dir, store) = filled().await;
+    let all = LeaseFilter { show_ended: true, ..LeaseFilter::default() };
+    let same = async |store: &Sqlite, step: &str| {
+        let listed = store.leases(&all, &ALL).await.expect("list").pop();
+        let read = store.lease(&id("l-1")).await.expect("read");
+        assert!(read.is_some(), "{step}");
+        assert_eq!(read, listed, "{step}");
+        read.expect("just looked at")
+    };
+    let free = vm("browsers-0", 10);
+    let first = lease("l-1", 20, &free);
+    let mut row = leased(&free, &first);
+    store.grant(&row, &first, None, vec![event()]).await.expect("granted");
+    same(&store, "granted").await;
+    let receipt = Receipt {
+        checks: Vec::new(),
+        total: Duration::from_millis(7),
+        epoch: 3,
+        waited: Duration::ZERO,
+        replaced: 1,
+        age: Duration::ZERO,
+    };
+    let later = now() + Duration::from_secs(90);
+    store.write_receipt(&first.id, &receipt, later, "tester").await.expect("ready");
+    same(&store, "ready").await;
+    store.renew_lease(&first.id, Duration::from_secs(5), later, "tester").await.expect("renewed");
+    let mut present = same(&store, "renewed").await;
+    for suspended in [Some(now()), None] {
+        row.version += 1;
+        row.suspended = suspended.is_some();
+        present.suspended = suspended;
+        present.suspend_reason = "somebody more important".into();
+        store.suspend_lease(&row, &present, vec![event()]).await.expect("written");
+        same(&store, "preempted, and not any more").await;
+    }
+    store.close().await;
+    let store = open(&dir).await;
+    assert_eq!(same(&store, "found again").await, present);
+    present.ended = Some(EndedAs::Released);
+    present.ended_at = Some(later);
+    store.end_lease(None, &present, vec![event()]).await.expect("ended");
+    assert_eq!(same(&store, "ended").await, present);
+    assert_eq!(store.changes().lease(&first.id), None, "only live ones are kept");
 }
 
 #[tokio::test]

@@ -64,15 +64,21 @@ fn read(row: &SqliteRow) -> StoreResult<Vm> {
 }
 
 /// Writes what may change of a VM; its version must be the next one.
+///
+/// Its pool, which it leaves once at most, is a statement of its own: a column that is set is taken out of its index and put
+/// back, and its reference looked up, also when it is set to what it was.
 pub(super) fn update_in(tx: &mut Tx<'_>, vm: &Arc<Vm>) -> StoreResult<()> {
+    if vm.pool.is_none() {
+        tx.execute("UPDATE vms SET pool = NULL WHERE id = ? AND pool IS NOT NULL", [vm.id.as_str()])
+            .map_err(constraint("vm"))?;
+    }
     tx.execute_one(
         "vm",
-        "UPDATE vms SET pool = ?, state = ?, state_reason = ?, state_since = ?, availability = ?, lease = ?,
+        "UPDATE vms SET state = ?, state_reason = ?, state_since = ?, availability = ?, lease = ?,
             pending = ?, clean = ?, uses = ?, hot = ?, suspended = ?, epoch = ?, ip_address = ?, last_resumed = ?,
             updated = ?, version = ?
          WHERE id = ? AND version = ?",
         params![
-            vm.pool.as_ref().map(PoolId::as_str),
             vm.state.as_str(),
             vm.state_reason,
             micros(vm.state_since),

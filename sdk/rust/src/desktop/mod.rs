@@ -10,6 +10,7 @@
 //! ```
 
 mod acquire;
+mod console;
 mod desk;
 mod exec;
 mod files;
@@ -22,6 +23,7 @@ use std::future::Future;
 use std::ops::Deref;
 
 pub use acquire::Acquire;
+pub use console::Console;
 pub use desk::Clipboard;
 pub use exec::{Exec, ExecEvent, ExecOutput, ExecStream};
 pub use files::{FileStream, WriteOptions};

@@ -127,7 +127,17 @@ impl VmService for Fake {
         Ok(Response::new(v1::ListCheckpointsResponse { checkpoints: vec![clean], ..Default::default() }))
     }
 
+    type ConnectConsoleStream = tokio_stream::Empty<Result<v1::ConnectConsoleResponse, Status>>;
+
+    async fn connect_console(
+        &self,
+        _: Request<tonic::Streaming<v1::ConnectConsoleRequest>>,
+    ) -> Result<Response<Self::ConnectConsoleStream>, Status> {
+        Err(Status::unimplemented("the fake has no consoles"))
+    }
+
     unimplemented_methods! {
+        open_console(v1::OpenConsoleRequest) -> v1::OpenConsoleResponse;
         start_vm(v1::StartVmRequest) -> v1::Vm;
         save_vm(v1::SaveVmRequest) -> v1::Vm;
         pause_vm(v1::PauseVmRequest) -> v1::Vm;

@@ -18,13 +18,15 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 pub(crate) mod commands;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 
 use commands::{Capabilities, MigrationStatus};
 
@@ -228,7 +230,7 @@ async fn send_lines(mut write: OwnedWriteHalf, mut outbox: mpsc::Receiver<Vec<u8
     }
 }
 
-async fn read_messages(read: OwnedReadHalf, waiting: Waiting, seen: watch::Sender<Seen>) {
+async fn read_messages(read: impl AsyncRead + Unpin, waiting: Waiting, seen: watch::Sender<Seen>) {
     let mut read = BufReader::new(read);
     let mut line = Vec::new();
     loop {

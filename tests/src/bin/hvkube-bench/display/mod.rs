@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use hvkube_sdk::v1::{self, DisplaySize, ImageFormat, Pool, Template, TemplateSource};
+use hvkube_sdk::v1::{self, DisplaySize, ImageFormat, NetworkMode, Pool, Template, TemplateSource};
 use hvkube_sdk::{Client, Desktop, LocalDaemon, ReleasePolicy, state_dir};
 
 use super::cost;
@@ -82,6 +82,8 @@ async fn make_pool(client: &Client, name: &str, width: u32, height: u32) -> anyh
     let template = Template {
         source: Some(TemplateSource { disk_path: home.to_string_lossy().into_owned(), ..Default::default() }),
         display: Some(DisplaySize { width, height }),
+        // The backend's desktops have none but the host's.
+        network: NetworkMode::None.into(),
         ..Default::default()
     };
     let operation = client.create_template(name, template).await?;
@@ -111,6 +113,7 @@ async fn measure(
         Some(python) => {
             let folder = args.output.parent().context("a folder for files")?;
             let scrot = Scrot { on: on.clone(), file: folder.join("scrot.png") };
+            let on = on.spelled_out(folder.join("peers.xauthority"))?;
             Some((Cua::start(python, &on)?, scrot))
         }
         None => None,

@@ -204,7 +204,7 @@ pub(super) fn connect(on: &OnDisplay) -> anyhow::Result<RustConnection> {
 }
 
 /// Name and data of the first entry: after its family come four fields with their lengths.
-fn cookie(file: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn cookie(file: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut rest = file.get(2..)?;
     let mut fields = [&b""[..]; 4];
     for field in &mut fields {

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
+use super::paint::cookie;
+
 const START: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(60);
 /// A name inside every answer that has a picture.
@@ -21,10 +23,30 @@ pub(super) struct OnDisplay {
 }
 
 impl OnDisplay {
+    /// The same with a file that names host and display beside the cookie. Python's Xlib takes no entry without, which is what
+    /// the desktop's file has.
+    pub(super) fn spelled_out(&self, file: PathBuf) -> anyhow::Result<Self> {
+        const FAMILY_LOCAL: u16 = 256;
+        let source = std::fs::read(&self.authority).context("read the cookie")?;
+        let (name, cookie) = cookie(&source).context("a file without a cookie")?;
+        let host = std::fs::read("/proc/sys/kernel/hostname").context("read the host's name")?;
+        let number = self.display.trim_start_matches(':').as_bytes();
+        let mut entry = FAMILY_LOCAL.to_be_bytes().to_vec();
+        for field in [host.trim_ascii(), number, name, cookie] {
+            entry.extend(u16::try_from(field.len())?.to_be_bytes());
+            entry.extend(field);
+        }
+        std::fs::write(&file, entry).context("write a cookie for peers")?;
+        let authority = file.to_str().context("a path of text")?.to_owned();
+        Ok(Self { display: self.display.clone(), authority })
+    }
+
     fn apply(&self, command: &mut Command) {
         command
             .env("DISPLAY", &self.display)
             .env("XAUTHORITY", &self.authority)
+            // Without it the server's library looks for no X screen.
+            .env("XDG_SESSION_TYPE", "x11")
             // With it the server would take itself for one inside a container of Cua's.
             .env_remove("CONTAINER_NAME")
             .stdin(Stdio::null())
