@@ -105,6 +105,12 @@ impl From<&str> for TypedText {
     }
 }
 
+impl From<char> for TypedText {
+    fn from(one: char) -> Self {
+        Self::Plain(one.into())
+    }
+}
+
 impl From<String> for TypedText {
     fn from(text: String) -> Self {
         Self::Plain(text)

@@ -222,12 +222,14 @@ impl DesktopService for Fake {
         use v1::clipboard_content::Content;
         let request = request.into_inner();
         target(&request.target)?;
-        let content = self.seen().clipboard.clone().filter(|content| match (request.format(), content) {
-            (v1::ClipboardFormat::Text, Content::Png(_)) | (v1::ClipboardFormat::Png, Content::Text(_)) => {
-                false
-            }
-            _ => true,
-        });
+        let other = |content: &Content| {
+            let wanted = request.format();
+            matches!(
+                (wanted, content),
+                (v1::ClipboardFormat::Text, Content::Png(_)) | (v1::ClipboardFormat::Png, Content::Text(_))
+            )
+        };
+        let content = self.seen().clipboard.clone().filter(|content| !other(content));
         let content = content.map(|content| v1::ClipboardContent { content: Some(content) });
         Ok(Response::new(v1::GetClipboardResponse { content, formats: Vec::new() }))
     }

@@ -18,7 +18,7 @@ use x11rb::NONE;
 use x11rb::protocol::xproto::{Atom, AtomEnum, ConnectionExt as _, SelectionNotifyEvent, Window};
 
 use super::{Answer, Server, answer, hidden_window};
-use crate::display::{Content, DisplayError, Held, Kind, Wanted};
+use crate::display::{Content, DisplayError, Held, Kind, MAX_CONTENT, Wanted};
 
 /// Fetches that may wait for the present one.
 const QUEUE: usize = 16;
@@ -51,6 +51,8 @@ enum Stage {
         target: Atom,
         kind: Kind,
         data: Vec<u8>,
+        /// It is more than wanted, and not kept.
+        over: bool,
     },
 }
 
@@ -191,7 +193,7 @@ impl Server {
         let property = self.atoms.HVKUBE_TRANSFER;
         let look = self.conn.get_property(false, fetch.window, property, AtomEnum::ANY, 0, 0)?.reply()?;
         if look.type_ == self.atoms.INCR {
-            fetch.stage = Stage::Parts { target, kind, data: Vec::new() };
+            fetch.stage = Stage::Parts { target, kind, data: Vec::new(), over: false };
             // The owner sends the first part when it sees this.
             self.conn.delete_property(fetch.window, property)?;
             self.fetches.current = Some(fetch);
@@ -211,15 +213,23 @@ impl Server {
                 && matches!(f.stage, Stage::Parts { .. })
         };
         let Some(mut fetch) = self.fetches.current.take_if(in_parts) else { return Ok(()) };
-        let Stage::Parts { target, kind, data } = &mut fetch.stage else { return Ok(()) };
-        let Some(part) = self.read(window, fetch.wanted.max - data.len())? else {
-            return self.end(fetch, Err(Unfit));
-        };
+        let Some(part) = self.read(window, MAX_CONTENT)? else { return self.end(fetch, Err(Unfit)) };
+        let max = fetch.wanted.max;
+        let Stage::Parts { target, kind, data, over } = &mut fetch.stage else { return Ok(()) };
         if part.is_empty() {
+            if *over {
+                return self.end(fetch, Err(Unfit));
+            }
             let (target, kind, data) = (*target, *kind, std::mem::take(data));
             return self.finish(fetch, target, kind, data);
         }
-        data.extend_from_slice(&part);
+        // The rest is taken off all the same: simple programs serve nobody else until a transfer is over.
+        *over |= part.len() > max - data.len();
+        if *over {
+            *data = Vec::new();
+        } else {
+            data.extend_from_slice(&part);
+        }
         self.fetches.current = Some(fetch);
         Ok(())
     }
