@@ -32,8 +32,11 @@ pub(crate) struct Console {
     port: u16,
 }
 
-/// In the order of preference, with how each wants an address.
-const VIEWERS: &[(&str, fn(u16) -> String)] = &[
+/// How a viewer wants the address of a port.
+type Address = fn(u16) -> String;
+
+/// In the order of preference.
+const VIEWERS: &[(&str, Address)] = &[
     ("vncviewer", double_colon),
     ("xtigervncviewer", double_colon),
     ("gvncviewer", display),
@@ -83,8 +86,6 @@ pub(crate) async fn run(context: &Context, args: Console) -> Outcome {
     console.bridge(stream).await?;
     Ok(ExitCode::SUCCESS)
 }
-
-type Address = fn(u16) -> String;
 
 fn choose(wanted: Option<&str>) -> Result<(String, Address), Failure> {
     let there = |program: &str| {

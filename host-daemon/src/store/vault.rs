@@ -216,7 +216,7 @@ impl Vault {
                 // One broken file must not hide the others.
                 Ok(_) => tracing::error!(path = %path.display(), "a secret under another name is left out"),
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "a secret is left out")
+                    tracing::error!(error = &error as &dyn std::error::Error, "a secret is left out");
                 }
             }
         }
@@ -319,7 +319,7 @@ mod tests {
         let again = Vault::new(&home);
         let ids: Vec<_> = again.list("", 10).expect("listed").into_iter().map(|s| s.id.to_string()).collect();
         assert_eq!(ids, ["mail", "shop"]);
-        assert_eq!(again.list("mail", 10).expect("listed"), [shop.clone()]);
+        assert_eq!(again.list("mail", 10).expect("listed"), std::slice::from_ref(&shop));
         let (about, revealed) = again.reveal(&shop.id).expect("revealed");
         assert_eq!((about, revealed.expose()), (shop.clone(), VALUE));
         for entry in fs::read_dir(&home).expect("dir") {

@@ -247,9 +247,12 @@ pub(crate) fn prefix(request: &str) -> &'static str {
     if request == "StreamInputRequest" { "messages[0]." } else { "" }
 }
 
-/// What is legal by itself and not together: the request, what is set, and the field that is named.
-pub(crate) fn together(request: &str) -> Vec<(&'static str, Vec<(&'static str, Value)>, &'static str)> {
-    let all: Vec<(&'static str, Vec<(&'static str, Value)>, &'static str)> = vec![
+/// The request, what is set in it, and the field that is named.
+type Together = (&'static str, Vec<(&'static str, Value)>, &'static str);
+
+/// What is legal by itself and not together.
+pub(crate) fn together(request: &str) -> Vec<Together> {
+    let all: Vec<Together> = vec![
         (
             "CreatePoolRequest",
             vec![("pool.default_lease_ttl", seconds(60)), ("pool.max_lease_ttl", seconds(30))],

@@ -204,7 +204,7 @@ impl Daemon {
     pub async fn release(&self, lease: &str) {
         let mut leases = v1::lease_service_client::LeaseServiceClient::new(self.channel.clone());
         let policy = v1::ReleasePolicy::Reset.into();
-        let release = v1::ReleaseVmRequest { name: lease.into(), policy, ..Default::default() };
+        let release = v1::ReleaseVmRequest { name: lease.into(), policy };
         leases.release_vm(self.request(release)).await.expect("released");
     }
 }

@@ -140,7 +140,7 @@ async fn give_back(line: &Line, dice: &mut Dice, one: Kept) {
         match ask(line, &one.asked, true).await {
             Err(error) if error.reason() == Some("LEASE_ENDED") => ledger.count(Count::Replayed),
             Ok(again) => {
-                ledger.found(format!("{} was given back, its request gives {}", one.lease, again.lease))
+                ledger.found(format!("{} was given back, its request gives {}", one.lease, again.lease));
             }
             Err(error) => ledger.found(format!("a replay for the ended {} failed: {error}", one.lease)),
         }
