@@ -82,6 +82,7 @@ impl Orchestrator {
             progress: 0,
             progress_message: String::new(),
             not_before: now,
+            waiting_since: None,
             outcome: None,
             output: String::new(),
             shots: Vec::new(),

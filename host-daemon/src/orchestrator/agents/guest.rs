@@ -185,6 +185,12 @@ async fn attempt(o: &Orchestrator, agent: Agent) -> Over {
         return Over::SetBack("its workflow is no longer configured".into());
     };
     tokio::select! {
+        // First: a program that loses its guest because of this has not failed.
+        biased;
+        () = supervise::suspended_becomes(o, &agent, &lease.id, true) => {
+            set_back(shared, id, epoch, Setback::Interrupted, "its lease was preempted").await;
+            Over::Ended
+        }
         done = run(o, &agent, workflow) => match done {
             Ok(()) => Over::Ended,
             Err(Failed(Setback::Failed, why)) => Over::SetBack(why),

@@ -338,7 +338,7 @@ async fn lease_of(shared: &Shared, agent: &Agent, claim: &Claim) -> Result<Optio
 async fn acquire(o: &Orchestrator, agent: &Agent, holder: &str, wait: Duration) -> Result<Granted> {
     let caller = super::request::Caller { name: holder.to_owned(), admin: false };
     let request = RequestId { id: agent.lease_request(), fingerprint: format!("agent {}", agent.id) };
-    // No longer than it may wait for its first attempt: whoever has it keeps the sweep from ending it.
+    // No longer than it may wait for a VM: whoever has it keeps the sweep from ending it.
     let left = agent.queue_end().map(|end| end.duration_since(Timestamp::now()).max(SignedDuration::ZERO));
     let wait = left.map_or(wait, |left| wait.min(left.unsigned_abs()));
     let wanted = super::request::Acquire {
@@ -359,6 +359,8 @@ fn setback_of(error: &Error) -> Option<Setback> {
     match error.reason {
         Reason::ShuttingDown => None,
         Reason::PoolExhausted => Some(Setback::Interrupted),
+        // Its owner has enough others at work.
+        Reason::QuotaExceeded => Some(Setback::Postponed(error.retry_after.unwrap_or(leases::ASK_AGAIN))),
         Reason::NotFound | Reason::InvalidField => Some(Setback::Final),
         _ => Some(Setback::Failed),
     }

@@ -22,8 +22,8 @@ impl Orchestrator {
     /// gives the agent back.
     ///
     /// # Errors
-    /// [`Reason::InvalidField`] for a workflow of the daemon's own; [`Reason::AgentClaimLost`] for a replay whose claim is
-    /// over; [`Reason::ShuttingDown`].
+    /// [`Reason::InvalidField`] for a workflow of the daemon's own; [`Reason::QuotaExceeded`] when the worker may have no
+    /// further VM; [`Reason::AgentClaimLost`] for a replay whose claim is over; [`Reason::ShuttingDown`].
     pub async fn claim_agent(&self, caller: &Caller, wanted: ClaimAgent) -> Result<Option<Claimed>> {
         let shared = self.open()?;
         if shared.settings.agents.workflows.contains_key(&wanted.workflow) {
@@ -122,10 +122,13 @@ impl Orchestrator {
             Ok(granted) => granted,
             Err(error) => {
                 let Some(setback) = setback_of(&error) else { return Err(error) };
+                // The quota is the worker's: another one may take the agent at once, and this one gets no other either.
+                let quota = error.reason == Reason::QuotaExceeded;
+                let setback = if quota { Setback::Interrupted } else { setback };
                 set_back(shared, &id, epoch, setback, &format!("got no vm: {error}")).await;
                 give_back(shared, &id, epoch).await;
                 undo.settled();
-                return Ok(None);
+                return if quota { Err(error) } else { Ok(None) };
             }
         };
         let (lease, vm) = (granted.lease, granted.vm);

@@ -19,6 +19,8 @@ use crate::orchestrator::agents::request::{
 use crate::orchestrator::watch::{Delta, Phase};
 
 pub(super) const GUEST: &str = "guest-flow";
+/// Its program does not end.
+pub(super) const ENDLESS: &str = "endless-flow";
 pub(super) const OUTSIDE: &str = "outside";
 
 pub(super) async fn start_with_agents(dir: &Path, world: &Arc<World>) -> Orchestrator {
@@ -34,11 +36,16 @@ async fn start_keeping(dir: &Path, world: &Arc<World>, keep: Duration) -> Orches
         as_root: false,
         screenshot: true,
     };
-    let missing = GuestWorkflow { argv: vec!["missing".into()], ..workflow.clone() };
+    let [missing, endless] =
+        ["missing", "endless"].map(|name| GuestWorkflow { argv: vec![name.into()], ..workflow.clone() });
     let agents = AgentSettings {
         dir: dir.join("agents"),
         keep_screenshots: keep,
-        workflows: BTreeMap::from([(GUEST.into(), workflow), ("no-program".into(), missing)]),
+        workflows: BTreeMap::from([
+            (GUEST.into(), workflow),
+            ("no-program".into(), missing),
+            (ENDLESS.into(), endless),
+        ]),
         ..AgentSettings::default()
     };
     let store =
@@ -48,10 +55,15 @@ async fn start_keeping(dir: &Path, world: &Arc<World>, keep: Duration) -> Orches
 }
 
 pub(super) async fn with_pool(size: u32) -> Bench {
+    with(pool("desk", size)).await
+}
+
+pub(super) async fn with(pool: CreatePool) -> Bench {
+    let size = pool.spec.desired;
     let (dir, world) = (tempfile::tempdir().expect("dir"), World::new(true));
     let o = start_with_agents(dir.path(), &world).await;
     make_template(&o).await;
-    o.create_pool(pool("desk", size)).await.expect("pool");
+    o.create_pool(pool).await.expect("pool");
     let bench = Bench { dir, world, o };
     bench.ready("desk", size).await;
     bench
