@@ -37,12 +37,14 @@ pub(crate) enum Action {
     },
 }
 
-const KINDS: [&str; 30] = [
+const KINDS: [&str; 32] = [
     "vm-created",
     "vm-moved",
     "vm-quarantined",
     "vm-changed",
     "vm-deleted",
+    "console-opened",
+    "console-closed",
     "lease-granted",
     "lease-ready",
     "lease-renewed",
