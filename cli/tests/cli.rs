@@ -195,6 +195,9 @@ fn lists_that_watch_go_on_over_breaks() {
     assert_eq!(lines, ["vms/browser-1", "vms/browser-2", "vms/browser-3"]);
     let lines = first_lines(&daemon, &["pool", "list", "-w", "-o", "name"], 1);
     assert_eq!(lines, ["pools/browser"]);
+    let lines = first_lines(&daemon, &["agent", "list", "--watch", "-o", "name"], 2);
+    assert_eq!(lines, ["agents/a-1", "agents/a-2"]);
+    assert_eq!(daemon.fake.seen().agent_watches, 1);
     let lines = first_lines(&daemon, &["events", "list", "--watch", "-o", "name"], 3);
     assert_eq!(lines, ["r1", "r2", "r3"]);
 }

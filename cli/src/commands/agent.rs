@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use futures_util::stream::TryStreamExt as _;
+use futures_util::stream::{StreamExt as _, TryStreamExt as _};
+use hvkube_sdk::Client;
 use hvkube_sdk::v1::{
     Agent, AgentLogEntry, AgentLogSource, AgentRetryPolicy, AgentStatus, AgentTask, ListAgentsRequest,
-    SubmitAgentRequest,
+    SubmitAgentRequest, WatchAgentsRequest,
 };
-use hvkube_sdk::{Client, agent_ended};
 
 use crate::args::{ListArgs, OutputArgs};
 use crate::commands::pool::proto;
@@ -18,9 +18,6 @@ use crate::context::Context;
 use crate::output::{self, human};
 use crate::report::{Failure, Outcome};
 use crate::{units, watch};
-
-/// Time between two looks at a log that is followed.
-const FOLLOW: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -146,13 +143,15 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
     match action {
         Action::Submit(args) => return submit(context, *args).await,
         Action::List { pool, workflow, status, list } => {
-            let filter = ListAgentsRequest {
-                pool: pool.unwrap_or_default(),
-                workflow: workflow.unwrap_or_default(),
-                statuses: status.into_iter().map(|status| AgentStatus::from(status).into()).collect(),
-                ..ListAgentsRequest::default()
-            };
+            let (pool, workflow) = (pool.unwrap_or_default(), workflow.unwrap_or_default());
+            let statuses = status.into_iter().map(|status| AgentStatus::from(status).into()).collect();
             let client = context.client().await?;
+            if list.watch {
+                let request =
+                    WatchAgentsRequest { pool, workflow, statuses, ..WatchAgentsRequest::default() };
+                return watch::follow(context, list, client.watch_agents(request)).await;
+            }
+            let filter = ListAgentsRequest { pool, workflow, statuses, ..ListAgentsRequest::default() };
             return watch::list(context, list, || client.list_agents(filter.clone())).await;
         }
         Action::Get { name, output } => {
@@ -244,20 +243,16 @@ fn read_input(input: &str) -> Result<String, Failure> {
 }
 
 async fn logs(client: &Client, name: &str, follow: bool) -> Result<(), Failure> {
-    let mut after = 0;
-    loop {
-        // Asked for before the log: what is written in between is then still looked for.
-        let ended = !follow || agent_ended(client.get_agent(name).await?.status());
-        let mut entries = std::pin::pin!(client.agent_logs(name, after));
-        while let Some(entry) = entries.try_next().await? {
-            after = entry.sequence;
-            output::write(&line(&entry))?;
-        }
-        if ended {
-            return Ok(());
-        }
-        tokio::time::sleep(FOLLOW).await;
+    let entries = if follow {
+        client.follow_agent_logs(name, 0).left_stream()
+    } else {
+        client.agent_logs(name, 0).right_stream()
+    };
+    let mut entries = std::pin::pin!(entries);
+    while let Some(entry) = entries.try_next().await? {
+        output::write(&line(&entry))?;
     }
+    Ok(())
 }
 
 fn line(entry: &AgentLogEntry) -> String {

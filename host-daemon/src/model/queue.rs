@@ -157,10 +157,12 @@ impl Rate {
         if gaps < 1 {
             return None;
         }
-        // A stream that has dried up is slower than it was.
         let quiet = now.saturating_sub(last).max(0);
-        let gap = (last.saturating_sub(first) / gaps).max(quiet / 2);
-        let until = gap.saturating_mul(i64::try_from(ahead).ok()?.saturating_add(1)).saturating_sub(quiet);
+        let gap = last.saturating_sub(first).max(0) / gaps;
+        // A stream that has dried up is slower than it was: whatever is late is that late once more.
+        let next = if quiet < gap { gap - quiet } else { quiet / 2 };
+        let each = gap.max(quiet / 2);
+        let until = next.saturating_add(each.saturating_mul(i64::try_from(ahead).ok()?));
         Some(Duration::from_micros(u64::try_from(until).unwrap_or(0)))
     }
 }
@@ -219,8 +221,10 @@ mod tests {
         }
         assert_eq!(rate.eta(40 * SECOND, 0), Some(Duration::from_secs(10)));
         assert_eq!(rate.eta(45 * SECOND, 2), Some(Duration::from_secs(25)));
-        // Nothing came for long: it is not about to.
+        // Nothing came for long: it is not about to, not for the first in the queue either.
         assert!(rate.eta(140 * SECOND, 3) > rate.eta(45 * SECOND, 3));
+        let of = |ahead| rate.eta(140 * SECOND, ahead).expect("known").as_secs();
+        assert_eq!((of(0), of(1), of(2)), (50, 100, 150));
     }
 
     #[derive(Debug, Clone)]

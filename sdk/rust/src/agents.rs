@@ -1,26 +1,30 @@
 //! Calls of `AgentService`. Programs that do agents' work want [`Worker`](crate::Worker) instead of the calls for workers.
 
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::stream::{Stream, StreamExt as _};
+use futures_util::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
+use tokio::time::sleep;
 
 use crate::client::{Client, call, fresh_id};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::names::qualify;
 use crate::paging::pages;
+use crate::retry::Patience;
 use crate::v1::{
     Agent, AgentLogEntry, AgentScreenshotImage, AgentStatus, CancelAgentRequest, ClaimAgentRequest,
     ClaimAgentResponse, CompleteAgentRequest, GetAgentRequest, GetAgentScreenshotRequest,
     ListAgentLogsRequest, ListAgentsRequest, ReportAgentRequest, SubmitAgentRequest, WatchAgentsRequest,
-    WatchAgentsResponse,
 };
+use crate::watch::Change;
 
 /// What the daemon waits when it is not told.
 const CLAIM_WAIT: Duration = Duration::from_secs(30);
 /// Bringing a VM up and proving it ready may go on after the wait for an agent is over.
 const READY_WAIT: Duration = Duration::from_secs(120);
-/// Pause before a watch that broke is taken up again.
-const WATCH_AGAIN: Duration = Duration::from_millis(500);
+/// Time between two looks at a log that is followed.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Whether nothing comes after a status.
 #[must_use]
@@ -76,56 +80,38 @@ impl Client {
         call!(self, Repeatable, self.quick(), agents.cancel_agent(request))
     }
 
-    /// Streams agents: those that are there, then what changes. Ends with an error when the connection breaks; go on with
-    /// the last revision.
-    ///
-    /// # Errors
-    /// `OUT_OF_RANGE` (`REVISION_GONE`).
-    pub async fn watch_agents(
-        &self,
-        request: WatchAgentsRequest,
-    ) -> Result<impl Stream<Item = Result<WatchAgentsResponse>> + Send + use<>> {
-        let client = self.clone();
-        let stream = client.agents().watch_agents(request).await.map_err(|status| client.error(status))?;
-        Ok(stream.into_inner().map(move |item| item.map_err(|status| client.error(status))))
-    }
-
     /// Waits until an agent has ended and gives it with its output. `seen` is called with each state on the way. A daemon
-    /// that restarts meanwhile is waited for as long as the retry policy says.
+    /// that restarts meanwhile is waited for.
     ///
     /// # Errors
-    /// `NOT_FOUND`; [`Error::Unreachable`].
+    /// `NOT_FOUND`; [`Error::Unreachable`](crate::Error::Unreachable).
     pub async fn wait_agent(&self, name: &str, mut seen: impl FnMut(&Agent)) -> Result<Agent> {
         let name = qualify("agents", name);
-        loop {
-            let agent = self.get_agent(&name).await?;
-            seen(&agent);
-            if agent_ended(agent.status()) {
-                return Ok(agent);
-            }
+        let mut agent = self.get_agent(&name).await?;
+        let mut patience = Patience::default();
+        while !agent_ended(agent.status()) {
             let request = WatchAgentsRequest { agents: vec![name.clone()], ..Default::default() };
-            let watched = async {
-                let mut changes = std::pin::pin!(self.watch_agents(request).await?);
-                while let Some(change) = changes.next().await {
-                    for agent in change?.agents {
-                        if agent_ended(agent.status()) {
-                            return Ok(());
-                        }
-                        seen(&agent);
-                    }
+            let mut changes = pin!(self.watch_agents(request));
+            while let Some(change) = changes.next().await {
+                match change? {
+                    Change::Is(agent) if agent_ended(agent.status()) => break,
+                    Change::Is(agent) => seen(&agent),
+                    // The next look tells.
+                    Change::Gone(_) => break,
+                    Change::Synced | Change::Restarted => {}
                 }
-                Ok(())
-            };
-            match watched.await {
-                Ok(()) => {}
-                // The next look tells whether the daemon comes back.
-                Err(error @ (Error::Api(_) | Error::Unreachable { .. })) => {
-                    tracing::debug!(%error, agent = name, "a watch broke, looking again");
-                    tokio::time::sleep(WATCH_AGAIN).await;
-                }
-                Err(error) => return Err(error),
             }
+            // A watch leaves the output out.
+            patience.heard();
+            agent = loop {
+                match self.get_agent(&name).await {
+                    Err(error) if error.is_absence() => patience.after(self, error).await?,
+                    looked => break looked?,
+                }
+            };
         }
+        seen(&agent);
+        Ok(agent)
     }
 
     /// For workers: takes the next agent of a workflow. An empty `request_id` is filled in, so that a retry cannot take a
@@ -176,6 +162,26 @@ impl Client {
         call!(self, Repeatable, self.quick(), agents.get_agent_screenshot(request))
     }
 
+    /// What an agent writes and what happens to it behind a sequence number (0: all), oldest first, until it has ended. A
+    /// daemon that restarts meanwhile is waited for.
+    pub fn follow_agent_logs(
+        &self,
+        name: &str,
+        after_sequence: u64,
+    ) -> impl Stream<Item = Result<AgentLogEntry>> + use<> {
+        let follower = LogFollower {
+            client: self.clone(),
+            name: qualify("agents", name),
+            after: after_sequence,
+            ready: VecDeque::new(),
+            ended: false,
+            patience: Patience::default(),
+        };
+        stream::try_unfold(follower, |mut follower| async move {
+            Ok(follower.next().await?.map(|entry| (entry, follower)))
+        })
+    }
+
     /// What an agent wrote and what happened to it behind a sequence number (0: all), oldest first.
     pub fn agent_logs(
         &self,
@@ -192,5 +198,51 @@ impl Client {
                 Ok((page.entries, page.next_page_token))
             }
         })
+    }
+}
+
+struct LogFollower {
+    client: Client,
+    name: String,
+    /// Sequence number of the last entry that came.
+    after: u64,
+    ready: VecDeque<AgentLogEntry>,
+    /// Nothing comes behind what is ready.
+    ended: bool,
+    patience: Patience,
+}
+
+impl LogFollower {
+    async fn next(&mut self) -> Result<Option<AgentLogEntry>> {
+        loop {
+            if let Some(entry) = self.ready.pop_front() {
+                return Ok(Some(entry));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            if self.patience.has_heard() {
+                sleep(LOOK_AGAIN).await;
+            }
+            match self.look().await {
+                Ok(()) => self.patience.heard(),
+                Err(error) if error.is_absence() && self.patience.has_heard() => {
+                    self.patience.after(&self.client, error).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        // Asked for before the log: what is written in between is then still looked for.
+        let ended = agent_ended(self.client.get_agent(&self.name).await?.status());
+        let mut entries = pin!(self.client.agent_logs(&self.name, self.after));
+        while let Some(entry) = entries.try_next().await? {
+            self.after = entry.sequence;
+            self.ready.push_back(entry);
+        }
+        self.ended = ended;
+        Ok(())
     }
 }

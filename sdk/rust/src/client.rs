@@ -7,7 +7,7 @@ use std::time::Duration;
 use hvkube_proto::google::longrunning::operations_client::OperationsClient;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -208,6 +208,26 @@ impl Client {
         Error::from_status(status, &self.shared.endpoint)
     }
 
+    /// Makes a call once, with a deadline.
+    pub(crate) async fn attempt<M, T, Fut>(
+        &self,
+        timeout: Duration,
+        message: M,
+        call: impl FnOnce(Request<M>) -> Fut,
+    ) -> Result<T>
+    where
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut request = Request::new(message);
+        request.set_timeout(timeout);
+        // The channel enforces the deadline until the headers are there; this covers the message after them.
+        let patience = timeout.saturating_add(Duration::from_millis(500));
+        match tokio::time::timeout(patience, call(request)).await {
+            Ok(answer) => answer.map(Response::into_inner).map_err(|status| self.error(status)),
+            Err(_) => Err(Error::DeadlineExceeded),
+        }
+    }
+
     /// Makes a call with a deadline, and again as far as `safety` and the policy allow. The deadline is for all
     /// attempts together; each attempt tells the daemon what is left of it.
     pub(crate) async fn unary<M, T, F, Fut>(
@@ -229,14 +249,9 @@ impl Client {
             if left.is_zero() {
                 return Err(Error::DeadlineExceeded);
             }
-            let mut request = Request::new(message.clone());
-            request.set_timeout(left);
-            // The channel enforces the deadline until the headers are there; this covers the message after them.
-            let patience = left.saturating_add(Duration::from_millis(500));
-            let error = match tokio::time::timeout(patience, call(request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => self.error(status),
-                Err(_) => return Err(Error::DeadlineExceeded),
+            let error = match self.attempt(left, message.clone(), &call).await {
+                Err(error) if error.code() != Code::DeadlineExceeded => error,
+                done => return done,
             };
             made += 1;
             match self.shared.retry.pause_after(made) {

@@ -139,6 +139,13 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The daemon is not there, or about to go: the next one may answer.
+    pub(crate) fn is_absence(&self) -> bool {
+        self.is_transport() || self.reason() == Some("SHUTTING_DOWN")
+    }
+}
+
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         Self::from_status(status, "")

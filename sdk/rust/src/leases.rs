@@ -16,11 +16,16 @@ use crate::v1::{
 /// What the daemon waits when it is not told.
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 /// Bringing a VM up and proving it ready may go on after the wait in the queue is over.
-const READY_WAIT: Duration = Duration::from_secs(120);
+pub(crate) const READY_WAIT: Duration = Duration::from_secs(120);
+
+/// How long a request waits for a VM to come free.
+pub(crate) fn wait_of(request: &AcquireVmRequest) -> Duration {
+    request.wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or(DEFAULT_WAIT)
+}
 
 /// A request with full names, a wait and an id, and the wait.
 fn complete(request: AcquireVmRequest) -> (AcquireVmRequest, Duration) {
-    let wait = request.wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or(DEFAULT_WAIT);
+    let wait = wait_of(&request);
     let mut request = request;
     if !request.pool.is_empty() {
         request.pool = qualify("pools", &request.pool);
@@ -50,6 +55,13 @@ impl Client {
     pub async fn acquire_vm(&self, request: AcquireVmRequest) -> Result<AcquireVmResponse> {
         let (request, wait) = complete(request);
         call!(self, Repeatable, self.after(wait.saturating_add(READY_WAIT)), leases.acquire_vm(request))
+    }
+
+    /// The same without another try.
+    pub(crate) async fn acquire_once(&self, request: AcquireVmRequest) -> Result<AcquireVmResponse> {
+        let (request, wait) = complete(request);
+        let timeout = self.after(wait.saturating_add(READY_WAIT));
+        self.attempt(timeout, request, |request| async { self.leases().acquire_vm(request).await }).await
     }
 
     /// As [`Client::acquire_vm`], giving meanwhile how it stands: the place in the queue with the expected time and the

@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
+use tokio::time::{Instant, sleep};
+
+use crate::client::Client;
+use crate::error::{Error, Result};
+
+/// How long what waits looks for a daemon that it has heard of: a restart with VMs to save takes about as long.
+const MISSING: Duration = Duration::from_secs(120);
 
 /// How often, and how far apart, calls are repeated that the daemon was not reached for.
 ///
-/// Never applies to an error that the daemon answered.
+/// Never applies to an error that the daemon answered. What waits (watches, [`Client::acquire`], [`Client::wait_agent`])
+/// goes on for 2 min after it last heard of its daemon, whatever `attempts` says: it outlives a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Attempts in all, the first one included; at least 1.
@@ -43,6 +50,44 @@ impl RetryPolicy {
     pub(crate) fn pause_before_next(&self, made: u32) -> Duration {
         let factor = 2u32.saturating_pow(made.saturating_sub(1));
         self.first_pause.saturating_mul(factor).min(self.max_pause)
+    }
+}
+
+/// Of what waits for something that the daemon tells: it goes on when the daemon does.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    /// The last time that the daemon was heard of.
+    heard: Option<Instant>,
+    failures: u32,
+}
+
+impl Patience {
+    /// The daemon said something.
+    pub(crate) fn heard(&mut self) {
+        *self = Self { heard: Some(Instant::now()), failures: 0 };
+    }
+
+    /// The daemon was there, though it did not do what it was asked.
+    pub(crate) fn was_there(&mut self) {
+        self.heard = Some(Instant::now());
+    }
+
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard.is_some()
+    }
+
+    /// Waits until it is time for the next try, or gives the error out: the daemon has been away for too long.
+    pub(crate) async fn after(&mut self, client: &Client, error: Error) -> Result<()> {
+        self.failures += 1;
+        let pause = match self.heard {
+            Some(heard) if heard.elapsed() < MISSING => Some(client.retry().pause_before_next(self.failures)),
+            Some(_) => None,
+            None => client.retry().pause_after(self.failures),
+        };
+        let Some(pause) = pause else { return Err(error) };
+        tracing::debug!(%error, "interrupted, going on");
+        sleep(pause).await;
+        Ok(())
     }
 }
 

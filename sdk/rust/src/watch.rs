@@ -9,21 +9,20 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::names::qualify;
+use crate::retry::Patience;
 use crate::v1::{
-    Event, Pool, Vm, WatchEventsRequest, WatchEventsResponse, WatchPhase, WatchPoolsRequest,
-    WatchPoolsResponse, WatchVmsRequest, WatchVmsResponse,
+    Agent, Event, Pool, Vm, WatchAgentsRequest, WatchAgentsResponse, WatchEventsRequest, WatchEventsResponse,
+    WatchPhase, WatchPoolsRequest, WatchPoolsResponse, WatchVmsRequest, WatchVmsResponse,
 };
 
 /// The daemon says something every 15 s; after three times that, the connection is dead.
 const SILENCE: Duration = Duration::from_secs(45);
-/// How long a watch that once ran looks for its daemon: a restart with VMs to save takes about as long.
-const MISSING: Duration = Duration::from_secs(120);
 
 /// What a watch tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +71,15 @@ impl Message for WatchEventsResponse {
     }
 }
 
+impl Message for WatchAgentsResponse {
+    type Item = Agent;
+
+    fn open(self) -> (Vec<Agent>, Vec<String>, WatchPhase, String) {
+        let phase = self.phase();
+        (self.agents, self.removed, phase, self.revision)
+    }
+}
+
 impl Client {
     /// Watches VMs. Each comes in its latest state; states in between may be left out. `pool` and `vms` of the request may
     /// be ids or names.
@@ -96,6 +104,23 @@ impl Client {
         watch(self.clone(), request.revision.clone(), move |client, revision| {
             let request = WatchPoolsRequest { revision, ..request.clone() };
             async move { client.pools().watch_pools(request).await }
+        })
+    }
+
+    /// Watches agents, without their input and output. Each comes in its latest state; states in between may be left out.
+    /// `pool` and `agents` of the request may be ids or names.
+    pub fn watch_agents(
+        &self,
+        request: WatchAgentsRequest,
+    ) -> impl Stream<Item = Result<Change<Agent>>> + use<> {
+        let request = WatchAgentsRequest {
+            pool: named("pools", &request.pool),
+            agents: request.agents.iter().map(|agent| qualify("agents", agent)).collect(),
+            ..request
+        };
+        watch(self.clone(), request.revision.clone(), move |client, revision| {
+            let request = WatchAgentsRequest { revision, ..request.clone() };
+            async move { client.agents().watch_agents(request).await }
         })
     }
 
@@ -132,9 +157,7 @@ struct State<M: Message, F> {
     /// Something was told that a new snapshot would tell again.
     told: bool,
     synced: bool,
-    /// The last time that the daemon was heard of.
-    heard: Option<Instant>,
-    failures: u32,
+    patience: Patience,
 }
 
 fn watch<M, F, Fut>(client: Client, revision: String, open: F) -> impl Stream<Item = Result<Change<M::Item>>>
@@ -151,8 +174,7 @@ where
         revision,
         told: false,
         synced: false,
-        heard: None,
-        failures: 0,
+        patience: Patience::default(),
     };
     stream::try_unfold(state, |mut state| async move {
         loop {
@@ -188,8 +210,7 @@ where
             Ok(Err(status)) => return Err(self.client.error(status)),
             Err(_) => return Err(Status::unavailable("the daemon fell silent").into()),
         };
-        self.heard = Some(Instant::now());
-        self.failures = 0;
+        self.patience.heard();
         let (items, gone, phase, revision) = message.open();
         self.told |= !items.is_empty();
         self.ready.extend(items.into_iter().map(Change::Is));
@@ -210,24 +231,13 @@ where
         if error.reason() == Some("REVISION_GONE") && !self.revision.is_empty() {
             self.revision.clear();
         } else {
-            let passing = error.is_transport()
-                || matches!(error.reason(), Some("WATCH_TOO_SLOW" | "SHUTTING_DOWN"))
-                || (self.heard.is_some() && error.code() == Code::DeadlineExceeded);
-            self.failures += 1;
-            let pause = match self.heard {
-                Some(heard) if heard.elapsed() < MISSING => {
-                    Some(self.client.retry().pause_before_next(self.failures))
-                }
-                Some(_) => None,
-                None => self.client.retry().pause_after(self.failures),
-            };
-            match pause {
-                Some(pause) if passing => {
-                    tracing::debug!(%error, "watch interrupted, going on");
-                    sleep(pause).await;
-                }
-                _ => return Err(error),
+            let passing = error.is_absence()
+                || error.reason() == Some("WATCH_TOO_SLOW")
+                || (self.patience.has_heard() && error.code() == Code::DeadlineExceeded);
+            if !passing {
+                return Err(error);
             }
+            self.patience.after(&self.client, error).await?;
         }
         if self.revision.is_empty() && (self.told || self.synced) {
             self.ready.push_back(Change::Restarted);

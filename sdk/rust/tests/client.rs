@@ -74,6 +74,63 @@ async fn a_broken_acquire_is_repeated_and_makes_one_lease() {
     assert_eq!(fake.seen().released, [(lease.name, ReleasePolicy::Destroy)]);
 }
 
+/// The daemon on a port; dropping the runtime kills it.
+fn serve(fake: &Fake, port: u16) -> (tokio::runtime::Runtime, u16) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", port))).expect("loopback");
+    let port = listener.local_addr().expect("bound").port();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    runtime.spawn(Server::builder().add_routes(fake.routes()).serve_with_incoming(incoming));
+    (runtime, port)
+}
+
+#[test]
+fn an_acquire_outlives_a_daemon_that_is_killed() {
+    for watched in [false, true] {
+        let fake = Fake::default();
+        let (daemon, port) = serve(&fake, 0);
+        let own = tokio::runtime::Runtime::new().expect("a runtime");
+        let client = own.block_on(async {
+            // With a policy that no kill outlives by itself.
+            let builder = Client::builder().endpoint(format!("http://127.0.0.1:{port}")).token(TOKEN);
+            builder.retry(RetryPolicy::none()).connect().await.expect("connected")
+        });
+        let acquire = client.acquire("busy").wait(Duration::from_secs(100));
+        let acquiring =
+            own.spawn(async move { if watched { acquire.watched(|_| {}).await } else { acquire.await } });
+        own.block_on(fake.wait_for("an acquire", |seen| seen.acquires == 1));
+        let first = fake.seen().acquire;
+        drop(daemon);
+        fake.set(|seen| seen.busy_is_free = true);
+        let (daemon, _) = serve(&fake, port);
+        own.block_on(async {
+            let desktop = acquiring.await.expect("no panic").expect("asked again");
+            assert_eq!(desktop.lease().pool, "pools/busy");
+            let again = fake.seen().acquire;
+            assert_eq!(again.request_id, first.request_id);
+            let wait = |request: v1::AcquireVmRequest| {
+                request.wait.and_then(|wait| Duration::try_from(wait).ok()).expect("given")
+            };
+            assert!(wait(again) < wait(first), "what is left of it");
+            desktop.detach();
+        });
+        drop(daemon);
+    }
+}
+
+#[tokio::test]
+async fn an_acquire_outlives_a_daemon_that_stops() {
+    for watched in [false, true] {
+        let fake = Fake::default();
+        fake.set(|seen| seen.stopping = 2);
+        let client = connected(&fake, TOKEN).await;
+        let acquire = client.acquire("browser");
+        let desktop = if watched { acquire.watched(|_| {}).await } else { acquire.await };
+        desktop.expect("the next daemon has one").detach();
+        assert_eq!((fake.seen().acquires, fake.seen().leases.len()), (3, 1));
+    }
+}
+
 #[tokio::test]
 async fn a_dropped_acquire_is_cancelled_at_the_daemon() {
     let fake = Fake::default();
@@ -362,6 +419,24 @@ async fn a_worker_stops_when_its_claim_is_lost_and_fails_in_words() {
     worker.once(|_| async { Err(JobError::retry("no flights today")) }).await.expect("asked");
     let done = fake.seen().completed.remove(0);
     assert_eq!((done.success, done.retry, done.error.as_str()), (false, true, "no flights today"));
+}
+
+#[tokio::test]
+async fn an_agents_log_is_followed_through_a_restart() {
+    let fake = Fake::default();
+    let client = connected(&fake, TOKEN).await;
+    let agent = v1::Agent { pool: "browser".into(), ..Default::default() };
+    let request = v1::SubmitAgentRequest { agent: Some(agent), ..Default::default() };
+    let submitted = client.submit_agent(request).await.expect("submitted");
+    let mut log = std::pin::pin!(client.follow_agent_logs(&submitted.name, 0));
+    for sequence in 1..=3 {
+        assert_eq!(log.next().await.expect("an entry").expect("no error").sequence, sequence);
+    }
+    fake.set(|seen| seen.stopping = 1);
+    assert!(log.next().await.is_none(), "it has ended meanwhile");
+    assert_eq!(fake.seen().stopping, 0, "it was asked again");
+    let missing: Result<Vec<_>, _> = client.follow_agent_logs("nobody", 0).try_collect().await;
+    assert_eq!(missing.expect_err("no such agent").code(), Code::NotFound);
 }
 
 #[tokio::test]

@@ -43,6 +43,8 @@ pub(crate) fn acquire(
             "is required, in the form pools/{pool}, where no requirements are given",
         ));
     }
+    // A repeat after a restart only waits for what is left.
+    let bare = v1::AcquireVmRequest { wait: None, ..request.clone() };
     Ok(Acquire {
         pool: fields::optional_name("pool", "pools", &request.pool)?,
         priority: fields::range("priority", request.priority, PRIORITIES)?,
@@ -51,7 +53,7 @@ pub(crate) fn acquire(
         ttl: fields::duration("ttl", request.ttl, TTL)?,
         wait: wait.or_else(until_deadline).unwrap_or(DEFAULT_WAIT),
         purpose: fields::text("purpose", &request.purpose, fields::DESCRIPTION)?.to_owned(),
-        request: fields::request_id(caller, "AcquireVm", request, |r| &mut r.request_id)?,
+        request: fields::request_id(caller, "AcquireVm", &bare, |r| &mut r.request_id)?,
     })
 }
 
@@ -227,6 +229,18 @@ mod tests {
         assert_eq!(release(&released).expect_err("refused").violations[0].field, "policy");
         let listed = v1::ListLeasesRequest { pool: "vms/a1".into(), ..Default::default() };
         assert_eq!(filter(&listed).expect_err("refused").violations[0].field, "pool");
+    }
+
+    #[test]
+    fn a_repeat_may_wait_for_less() {
+        let of = |request: v1::AcquireVmRequest| {
+            let request_id = "7d444840-9dc0-11d1-b245-5ffdce74fad2".into();
+            let request = v1::AcquireVmRequest { request_id, ..request };
+            acquire(&Caller::admin(), None, &request).expect("legal").request
+        };
+        let first = of(v1::AcquireVmRequest { wait: seconds(60), ..legal() });
+        assert_eq!(first, of(v1::AcquireVmRequest { wait: seconds(7), ..legal() }));
+        assert_ne!(first, of(v1::AcquireVmRequest { ttl: seconds(60), ..legal() }));
     }
 
     #[tokio::test(start_paused = true)]

@@ -86,6 +86,11 @@ impl Orchestrator {
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::StaleEtag`], [`Reason::InvalidField`] when they don't fit together.
     pub async fn update_pool(&self, id: &PoolId, etag: Option<u64>, change: UpdatePool) -> Result<PoolView> {
+        let (this, id) = (self.clone(), id.clone());
+        self.to_the_end(async move { this.update_pool_now(&id, etag, change).await }).await
+    }
+
+    async fn update_pool_now(&self, id: &PoolId, etag: Option<u64>, change: UpdatePool) -> Result<PoolView> {
         let shared = self.open()?;
         let mut pool = self.pool_row(id).await?;
         check_etag("pool", id.as_str(), etag, pool.version)?;
@@ -117,6 +122,12 @@ impl Orchestrator {
     /// # Errors
     /// [`Reason::NotFound`], [`Reason::StaleEtag`].
     pub async fn pause_pool(&self, id: &PoolId, etag: Option<u64>, paused: bool) -> Result<PoolView> {
+        let (this, id) = (self.clone(), id.clone());
+        self.to_the_end(async move { this.pause_pool_now(&id, etag, paused).await }).await
+    }
+
+    /// What is written must come to be true of the controller, whether or not the caller waits for it.
+    async fn pause_pool_now(&self, id: &PoolId, etag: Option<u64>, paused: bool) -> Result<PoolView> {
         let shared = self.open()?;
         let mut pool = self.pool_row(id).await?;
         check_etag("pool", id.as_str(), etag, pool.version)?;

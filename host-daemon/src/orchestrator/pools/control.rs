@@ -143,7 +143,7 @@ async fn look(shared: &Arc<Shared>, state: &Arc<PoolState>) -> Result<Next> {
     if pool.spec.options.preemption && shortfalls.iter().all(|one| one.reason == ShortfallReason::MaxPerHost)
     {
         let supply = survey.has.coming + made.begun;
-        if let Some(saving) = preempt::suspend(shared, state, &pool, supply).await {
+        if let Some(saving) = preempt::suspend(shared, state, &pool, &template, supply).await {
             wait = wait.min(saving);
         }
     }

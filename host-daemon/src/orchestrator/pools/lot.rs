@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::PoolState;
-use crate::model::ids::{TemplateId, VmId};
+use crate::model::ids::{LeaseId, TemplateId, VmId};
 use crate::model::queue::{Needs, Place, Queue, Rate, Wish};
 use crate::model::record::Vm;
 use crate::orchestrator::view::Shortfall;
@@ -46,6 +46,12 @@ pub(super) enum Waiting {
     Preempted(VmId),
 }
 
+/// A less important lease that makes room.
+pub(super) struct Saving {
+    pub(super) lease: LeaseId,
+    pub(super) priority: i32,
+}
+
 /// See the module.
 pub(super) struct Lot {
     /// Each with when it was proven last.
@@ -59,6 +65,12 @@ pub(super) struct Lot {
     invited: HashSet<VmId>,
     pub(super) queue: Queue<Waiting>,
     pub(super) rate: Rate,
+    /// VMs that are leased.
+    leased: HashSet<VmId>,
+    /// VMs that went with their lease and were not made good yet.
+    owed: u32,
+    /// Leases that are being saved for those who wait.
+    pub(super) saving: HashMap<Place, Saving>,
     /// Why anything is missing, as the controller last saw it.
     pub(super) shortfalls: Vec<Shortfall>,
     /// No VM is leased and nobody waits: the pool is being deleted, or the daemon stops.
@@ -112,6 +124,9 @@ impl Lot {
             invited: HashSet::new(),
             queue,
             rate: Rate::default(),
+            leased: HashSet::new(),
+            owed: 0,
+            saving: HashMap::new(),
             shortfalls: Vec::new(),
             closed: false,
             paused: false,
@@ -171,6 +186,30 @@ impl Lot {
     pub(super) fn withdraw(&mut self, vm: &VmId) {
         self.cool(vm);
         self.warm.remove(vm);
+    }
+
+    /// Somebody has it.
+    pub(super) fn is_leased(&mut self, vm: &VmId) {
+        if !self.leased.contains(vm) {
+            self.leased.insert(vm.clone());
+        }
+    }
+
+    /// It exists no more.
+    pub(super) fn is_gone(&mut self, vm: &VmId) {
+        self.withdraw(vm);
+        self.owed += u32::from(self.leased.remove(vm));
+    }
+
+    /// Whether a VM that is ready was leased before, or stands for one that was. What the pool grows by is no sign of when
+    /// the next one comes.
+    pub(super) fn came_free(&mut self, vm: &VmId) -> bool {
+        if self.leased.remove(vm) {
+            return true;
+        }
+        let stands_for_one = self.owed > 0;
+        self.owed -= u32::from(stands_for_one);
+        stands_for_one
     }
 
     /// How many are ready.
@@ -314,5 +353,20 @@ mod tests {
         assert!(lot.proven.is_empty());
         lot.proven_again(&vm("dd"));
         assert_eq!(lot.ready(), 2, "one that has gone meanwhile stays away");
+    }
+
+    #[test]
+    fn only_what_was_leased_comes_free() {
+        let mut lot = Lot::new(Queue::new(Duration::from_secs(30)));
+        assert!(!lot.came_free(&vm("aa")), "it is new");
+        lot.is_leased(&vm("aa"));
+        lot.is_leased(&vm("aa"));
+        assert!(lot.came_free(&vm("aa")));
+        assert!(!lot.came_free(&vm("aa")), "it was only heated, or cooled");
+        lot.is_leased(&vm("aa"));
+        lot.is_gone(&vm("aa"));
+        lot.is_gone(&vm("bb"));
+        assert!(lot.came_free(&vm("cc")), "in its place");
+        assert!(!lot.came_free(&vm("dd")), "the pool grows");
     }
 }

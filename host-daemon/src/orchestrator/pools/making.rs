@@ -185,7 +185,7 @@ fn memory_total_mb(shared: &Shared) -> u64 {
 }
 
 /// How many more VMs of this size the host's memory is good for. Saved ones count, since they will need theirs; those
-/// of preempted leases don't: they only go on when there is room.
+/// of preempted leases don't, once they are saved: they only go on when there is room.
 pub(super) fn room(shared: &Shared, size_mb: u64) -> u32 {
     let percent = shared.settings.memory_limit_percent;
     if percent == 0 {
@@ -195,7 +195,7 @@ pub(super) fn room(shared: &Shared, size_mb: u64) -> u32 {
     for handle in shared.registry.all() {
         promised += handle.look(|row| match row.state {
             VmState::Off | VmState::Error | VmState::Deleting => 0,
-            _ if row.suspended => 0,
+            VmState::Saved if row.suspended => 0,
             _ => row.memory_mb,
         });
     }

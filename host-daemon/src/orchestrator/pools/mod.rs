@@ -32,10 +32,10 @@ use super::view::QueueView;
 use crate::model::breaker::Breaker;
 use crate::model::ids::{PoolId, TemplateId, VmId};
 use crate::model::queue::{Needs, Place, Queue, Wish};
-use crate::model::record::Vm;
+use crate::model::record::{Availability, Vm};
 pub(super) use control::control;
 pub(super) use hot::{Claim, HotPlace};
-use lot::{Facts, Lot, Waiting};
+use lot::{Facts, Lot, Saving, Waiting};
 pub(super) use lot::{Ready, Ticket};
 pub(super) use making::new_row;
 pub(super) use preempt::wish;
@@ -105,7 +105,7 @@ impl PoolState {
     fn offer(this: &Arc<Self>, vm: VmId, facts: Facts, now: i64) {
         {
             let mut lot = this.lot();
-            if lot.put(vm, facts) {
+            if lot.put(vm.clone(), facts) && lot.came_free(&vm) {
                 lot.rate.came(now);
             }
         }
@@ -193,7 +193,13 @@ impl Pools {
         let Some(pool) = row.pool.as_ref().and_then(|id| self.get(id)) else { return };
         match readiness(row, self.needs_memory, proven) {
             Some(ready) => PoolState::offer(&pool, row.id.clone(), Facts::of(row, ready), self.now()),
-            None => pool.lot().withdraw(&row.id),
+            None => {
+                let mut lot = pool.lot();
+                lot.withdraw(&row.id);
+                if row.availability == Availability::Leased {
+                    lot.is_leased(&row.id);
+                }
+            }
         }
         if !row.state.is_transient() {
             pool.wake.notify_one();
@@ -210,7 +216,7 @@ impl Pools {
     /// A VM is gone.
     pub(super) fn vm_gone(&self, row: &Vm) {
         if let Some(pool) = row.pool.as_ref().and_then(|id| self.get(id)) {
-            pool.lot().withdraw(&row.id);
+            pool.lot().is_gone(&row.id);
             pool.wake.notify_one();
         }
     }
@@ -293,9 +299,12 @@ impl Pools {
             view.position = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
             view.eta = if lot.paused { None } else { lot.rate.eta(self.now(), ahead) };
         }
-        view.reason = match lot.shortfalls.first() {
-            Some(shortfall) => shortfall.detail.clone(),
-            None => "all vms are leased".to_owned(),
+        view.reason = match (lot.saving.get(&place), lot.shortfalls.first()) {
+            (Some(Saving { lease, priority }), _) => {
+                format!("lease {lease} of priority {priority} is being saved for you")
+            }
+            (None, Some(shortfall)) => shortfall.detail.clone(),
+            (None, None) => "all vms are leased".to_owned(),
         };
         view
     }

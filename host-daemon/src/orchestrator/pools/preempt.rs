@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::control::condemn;
-use super::lot::{Lot, Waiting};
+use super::lot::{Lot, Saving, Waiting};
 use super::survey::Survey;
 use super::{PoolState, making};
 use crate::model::ids::{LeaseId, VmId};
 use crate::model::policy::MAX_VMS;
-use crate::model::queue::{Needs, Wish};
-use crate::model::record::{Lease, Pool};
+use crate::model::queue::{Needs, Place, Wish};
+use crate::model::record::{Lease, Pool, Template};
 use crate::model::vm::VmState;
 use crate::orchestrator::Shared;
 
@@ -98,28 +98,31 @@ async fn go_on(shared: &Arc<Shared>, vm: &VmId, wish: &Wish) {
     }
 }
 
-/// Has leases preempted for callers who would have to wait. `supply`: VMs that come by themselves. Gives when to look
+/// Has leases preempted for callers who would have to wait and whom a new VM of the pool will do. `supply`: VMs that come by themselves. Gives when to look
 /// again, if there may be somebody to preempt then.
 pub(super) async fn suspend(
     shared: &Arc<Shared>,
     state: &Arc<PoolState>,
     pool: &Pool,
+    template: &Template,
     supply: u32,
 ) -> Option<Duration> {
     if !shared.hv.capabilities().save {
         return None;
     }
-    let priorities: Vec<i32> = {
+    let callers: Vec<(Place, i32)> = {
         let lot = state.lot();
-        let callers = lot.queue.iter().filter(|(.., what)| matches!(what, Waiting::Caller(_)));
+        let callers = lot.queue.iter().filter(|(_, wish, what)| {
+            matches!(what, Waiting::Caller(_)) && wish.needs.fits(&template.id, template.spec.gpu)
+        });
         callers
             .skip(usize::try_from(supply).unwrap_or(usize::MAX))
-            .map(|(_, wish, _)| wish.priority)
+            .map(|(place, wish, _)| (place, wish.priority))
             .collect()
     };
     let mut again = None;
-    let mut leases = if priorities.is_empty() { Vec::new() } else { held(shared, pool) };
-    for priority in priorities {
+    let mut leases = if callers.is_empty() { Vec::new() } else { held(shared, pool) };
+    for (place, priority) in callers {
         // The least important, and of those the one that has done the least.
         let victims = leases.iter().enumerate().filter(|(_, one)| one.priority < priority);
         let Some((at, _)) = victims.min_by_key(|(_, one)| (one.priority, one.since)) else { continue };
@@ -132,12 +135,17 @@ pub(super) async fn suspend(
         let why = format!("preempted by a request of priority {priority}, its own is {}", victim.priority);
         tracing::info!(lease = %victim.lease, vm = %victim.vm, why, "lease preempted");
         let (lease, wait_for) = (victim.lease, handle.rows());
+        state.lot().saving.insert(place, Saving { lease: lease.clone(), priority: victim.priority });
+        state.moved();
+        let saved = Arc::clone(state);
         // The intent is written at once, the saving goes on: the pool makes the other VM meanwhile.
         shared.tasks.spawn(async move {
             let done = handle.call(move |vm| Box::pin(async move { vm.suspend(&lease, &why).await })).await;
             if let Err(error) = done {
                 tracing::warn!(vm = %handle.id, error = &error as &dyn std::error::Error, "not preempted");
             }
+            saved.lot().saving.remove(&place);
+            saved.moved();
         });
         let mut rows = wait_for;
         let shown = rows.wait_for(|row| row.suspended || row.lease.is_none());

@@ -1,5 +1,7 @@
 //! What a pool's controller makes, takes away and makes good.
 
+use futures_util::FutureExt as _;
+
 use super::sim::Fault;
 use super::*;
 use crate::model::error::Reason;
@@ -18,6 +20,28 @@ async fn a_pool_follows_its_settings() {
     status_when(&bench.o, "desk", "one more", |status| (status.total, status.warm) == (2, 1)).await;
     let stale = bench.o.update_pool(&id("desk"), Some(1), update(Some(3), None)).await;
     assert_eq!(stale.expect_err("stale").reason, Reason::StaleEtag);
+    bench.check().await;
+}
+
+#[tokio::test]
+async fn a_pool_is_changed_and_paused_though_the_caller_goes_away() {
+    let bench = Bench::with_pool(1).await;
+    let desk = id("desk");
+    let update = UpdatePool { desired: Some(2), ..UpdatePool::default() };
+    let mut call = Box::pin(bench.o.update_pool(&desk, None, update));
+    assert!((&mut call).now_or_never().is_none(), "it waits for the store");
+    drop(call);
+    bench.ready("desk", 2).await;
+    for paused in [true, false] {
+        let mut call = Box::pin(bench.o.pause_pool(&desk, None, paused));
+        assert!((&mut call).now_or_never().is_none(), "it waits for the store");
+        drop(call);
+        until("row and controller agree", async || {
+            let row = bench.o.pool(&desk).await.expect("pool").pool;
+            (row.paused == paused && bench.o.0.pools.is_open(&desk) != paused).then_some(())
+        })
+        .await;
+    }
     bench.check().await;
 }
 

@@ -3,8 +3,11 @@
 use super::sim::{Fault, When};
 use super::*;
 use crate::model::error::Reason;
-use crate::model::record::Lease;
-use crate::orchestrator::request::Target;
+use crate::model::queue::Needs;
+use crate::model::record::{Lease, TemplateState};
+use crate::orchestrator::request::{Stage, Target, UpdatePool};
+use crate::orchestrator::view::ShortfallReason;
+use tokio::sync::watch;
 
 async fn bench(size: u32) -> Bench {
     let mut wish = pool("desk", size);
@@ -71,6 +74,59 @@ async fn a_less_important_lease_makes_room_and_goes_on_intact() {
     release(&bench.o, &low, ReleasePolicy::Reset).await;
     bench.ready("desk", 1).await;
     bench.check().await;
+}
+
+#[tokio::test]
+async fn both_are_told_and_the_room_is_there_when_the_lease_is_saved() {
+    let bench = bench(1).await;
+    // For one VM of 64 MiB, not for two.
+    bench.world.set_memory_mb(100);
+    let low = bench.acquire().await.expect("granted");
+    let gate = bench.world.gate("save", When::Before);
+    let (tell, stage) = watch::channel(Stage::Asked);
+    let o = bench.o.clone();
+    let high = tokio::spawn(async move { o.acquire_watched(&admin(), important(10), Some(tell)).await });
+    gate.reached().await;
+    let told = format!("lease {} of priority 0 is being saved for you", low.lease.id);
+    until("the reason", async || {
+        let stage = stage.borrow().clone();
+        (bench.o.queued(&stage).reason == told).then_some(())
+    })
+    .await;
+    status_when(&bench.o, "desk", "no memory yet", |status| {
+        status.shortfalls.iter().any(|one| one.reason == ShortfallReason::HostMemory)
+    })
+    .await;
+    assert_eq!(bench.world.names().len(), 1, "a vm that is being saved has its memory");
+    bench.world.ungate();
+    gate.open();
+    let high = high.await.expect("ran").expect("granted");
+    let kept = lease(&bench, &low).await;
+    assert!(kept.suspend_reason.contains("priority 10"), "{}", kept.suspend_reason);
+    release(&bench.o, &high, ReleasePolicy::Reset).await;
+    runs_again(&bench, &low).await;
+    bench.check().await;
+}
+
+#[tokio::test]
+async fn nobody_is_preempted_for_a_caller_whom_the_new_vm_would_not_do() {
+    let bench = bench(1).await;
+    let low = bench.acquire().await.expect("granted");
+    bench.o.create_template(template("other")).await.expect("begun");
+    until("the template", async || {
+        let other = bench.o.template(&id("other")).await.expect("template");
+        (other.state == TemplateState::Ready).then_some(())
+    })
+    .await;
+    let update = UpdatePool { template: Some(id("other")), ..UpdatePool::default() };
+    bench.o.update_pool(&id("desk"), None, update).await.expect("changed");
+    let needs = Needs { template: Some(id("linux")), ..Needs::default() };
+    let picky = Acquire { needs, wait: Duration::from_secs(1), ..important(10) };
+    bench.o.acquire(&admin(), picky).await.expect_err("none of that template comes");
+    assert_eq!(lease(&bench, &low).await.suspended, None);
+    // Whom it does is served.
+    bench.o.acquire(&admin(), important(10)).await.expect("granted");
+    assert!(lease(&bench, &low).await.suspended.is_some());
 }
 
 #[tokio::test]

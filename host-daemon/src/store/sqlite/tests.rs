@@ -428,6 +428,27 @@ async fn a_write_that_fails_takes_none_of_its_group_along() {
 }
 
 #[tokio::test]
+async fn a_reader_keeps_the_log_and_holds_nobody_up() {
+    let (dir, store) = filled().await;
+    let path = dir.path().join("test.db");
+    let log = || std::fs::metadata(dir.path().join("test.db-wal")).expect("a log").len();
+    let reader = rusqlite::Connection::open(&path).expect("opens");
+    reader.execute_batch("BEGIN").expect("begun");
+    let vms = || reader.query_row("SELECT count(*) FROM vms", [], |row| row.get::<_, u32>(0)).expect("read");
+    assert_eq!(vms(), 2);
+    store.insert_vm(&vm("late-0", 20), None, event()).await.expect("written");
+    let began = std::time::Instant::now();
+    store.writer.checkpoint().await.expect("as far as it goes");
+    store.insert_vm(&vm("late-1", 21), None, event()).await.expect("written");
+    assert!(began.elapsed() < writer::BUSY, "it waited for the reader");
+    assert_eq!(vms(), 2, "the reader has its state");
+    assert!(log() > 0);
+    reader.execute_batch("COMMIT").expect("over");
+    store.writer.checkpoint().await.expect("the next round");
+    assert_eq!(log(), 0);
+}
+
+#[tokio::test]
 async fn a_full_disk_fails_its_writes_and_nothing_else() {
     let (dir, store) = filled().await;
     store.close().await;

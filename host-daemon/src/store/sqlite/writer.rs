@@ -38,7 +38,7 @@ const LOG_PAGES: u32 = 4000;
 /// The log's file is cut to this when it starts anew, after a reader had held it for long.
 const LOG_BYTES: u32 = 64 << 20;
 /// For other processes that hold the database: a backup tool, a curious person with a shell.
-const BUSY: Duration = Duration::from_secs(10);
+pub(super) const BUSY: Duration = Duration::from_secs(10);
 
 type Failure = Arc<rusqlite::Error>;
 /// Tells the caller, once it is known what became of the commit.
@@ -173,9 +173,17 @@ fn run(db: &Connection, mut messages: mpsc::Receiver<Message>, changes: &Changes
     drop(closing);
 }
 
-/// Moves the log into the database and cuts its file to nothing.
+/// Moves the log into the database and cuts its file to nothing, as far as no reader holds it: a copy reads one state for
+/// as long as it takes, and the writes do not wait for it. What is left is moved the next time.
 fn fold(db: &Connection) -> StoreResult<()> {
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed("fold the log in"))
+    let context = failed("fold the log in");
+    db.busy_timeout(Duration::ZERO).map_err(&context)?;
+    let folded = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    db.busy_timeout(BUSY).map_err(&context)?;
+    if folded.map_err(&context)? {
+        tracing::debug!("the database's log is being read, the rest of it is folded in later");
+    }
+    Ok(())
 }
 
 /// Does all writes of a group in one transaction, and answers them.

@@ -1,18 +1,22 @@
 //! Asking for a desktop.
 
 use std::future::IntoFuture;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_util::stream::StreamExt as _;
+use tokio::time::Instant;
 
 use crate::client::{Client, fresh_id};
 use crate::desktop::Desktop;
 use crate::error::{Error, Result};
+use crate::leases::{READY_WAIT, wait_of};
+use crate::retry::Patience;
 use crate::v1::watch_acquire_response::Update;
-use crate::v1::{AcquireRequirements, AcquireVmRequest, WatchAcquireResponse};
+use crate::v1::{AcquireRequirements, AcquireVmRequest, AcquireVmResponse};
 
-/// A request for a desktop; await it. Dropping the future gives the place in the queue back.
+/// A request for a desktop; await it. Dropping the future gives the place in the queue back. A daemon that restarts
+/// meanwhile is asked again, for what is left of the wait.
 #[derive(Clone, Debug)]
 #[must_use = "does nothing until it is awaited"]
 pub struct Acquire {
@@ -78,28 +82,59 @@ impl Acquire {
         self.request.requirements.get_or_insert_default()
     }
 
-    /// Gets the desktop as awaiting this does, and tells meanwhile how it stands. A connection that breaks is no reason to
-    /// lose it: the same request is asked again, without word on how it stands.
+    /// Gets the desktop as awaiting this does, and tells meanwhile how it stands.
     ///
     /// # Errors
     /// As [`Client::acquire_vm`].
-    pub async fn watched(self, mut tell: impl FnMut(&Update)) -> Result<Desktop> {
-        let mut updates = match self.client.watch_acquire(self.request.clone()).await {
-            Ok(updates) => Box::pin(updates),
-            Err(error) if error.is_transport() => return self.await,
-            Err(error) => return Err(error),
-        };
-        while let Some(update) = updates.next().await {
-            match update {
-                Ok(WatchAcquireResponse { update: Some(Update::Granted(answer)) }) => {
+    pub async fn watched(self, tell: impl FnMut(&Update)) -> Result<Desktop> {
+        self.run(Some(tell)).await
+    }
+
+    /// Asks until there is an answer: a connection that breaks, or a daemon that restarts, is no reason to lose the
+    /// desktop. The same request is asked again, for what is left of the wait.
+    async fn run<F: FnMut(&Update)>(mut self, mut tell: Option<F>) -> Result<Desktop> {
+        if self.request.request_id.is_empty() {
+            self.request.request_id = fresh_id();
+        }
+        let (start, wait) = (Instant::now(), wait_of(&self.request));
+        let longest = self.client.after(wait.saturating_add(READY_WAIT));
+        let mut patience = Patience::default();
+        loop {
+            let answer = match &mut tell {
+                Some(tell) => self.ask_watched(tell, &mut patience).await,
+                None => self.client.acquire_once(self.request.clone()).await,
+            };
+            let error = match answer {
+                Ok(answer) => {
                     let lease = answer.lease.ok_or(Error::Protocol("an acquire without a lease"))?;
                     return Ok(Desktop::new(self.client, lease, answer.vm.unwrap_or_default()));
                 }
-                Ok(WatchAcquireResponse { update: Some(update) }) => tell(&update),
-                // Of a newer daemon.
-                Ok(WatchAcquireResponse { update: None }) => {}
-                Err(error) if error.is_transport() => return self.await,
+                Err(error) if error.is_absence() && start.elapsed() < longest => error,
                 Err(error) => return Err(error),
+            };
+            // What broke off was with the daemon.
+            if !error.is_unreachable() {
+                patience.was_there();
+            }
+            patience.after(&self.client, error).await?;
+            self.request.wait = wait.saturating_sub(start.elapsed()).try_into().ok();
+        }
+    }
+
+    async fn ask_watched(
+        &self,
+        tell: &mut impl FnMut(&Update),
+        patience: &mut Patience,
+    ) -> Result<AcquireVmResponse> {
+        let mut updates = pin!(self.client.watch_acquire(self.request.clone()).await?);
+        while let Some(update) = updates.next().await {
+            let update = update?.update;
+            patience.heard();
+            match update {
+                Some(Update::Granted(answer)) => return Ok(answer),
+                Some(update) => tell(&update),
+                // Of a newer daemon.
+                None => {}
             }
         }
         Err(Error::Protocol("an acquire that ended without a lease"))
@@ -118,10 +153,6 @@ impl IntoFuture for Acquire {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let answer = self.client.acquire_vm(self.request).await?;
-            let lease = answer.lease.ok_or(Error::Protocol("an acquire without a lease"))?;
-            Ok(Desktop::new(self.client, lease, answer.vm.unwrap_or_default()))
-        })
+        Box::pin(self.run(None::<fn(&Update)>))
     }
 }

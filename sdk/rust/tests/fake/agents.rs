@@ -1,15 +1,15 @@
 //! Agents of the fake. `a-1` completed, `a-2` runs; submitted ones are `a-3` and complete at the second look, those of the
 //! workflow `broken` fail. Workers get one agent, of the workflow `work`.
 
-use futures_util::stream::{self, BoxStream, StreamExt as _};
 use hvkube_sdk::v1::agent_service_server::AgentService;
-use hvkube_sdk::v1::{self, AgentStatus};
+use hvkube_sdk::v1::{self, AgentStatus, WatchPhase};
 use prost_types::Duration;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::desktop::PICTURE;
 use super::resources::{ago, vms};
+use super::watches::{Items, and_break, and_stay};
 use super::{Fake, details, refuse};
 
 fn agent(number: u32, workflow: &str, status: AgentStatus) -> v1::Agent {
@@ -95,7 +95,7 @@ impl Fake {
 
 #[tonic::async_trait]
 impl AgentService for Fake {
-    type WatchAgentsStream = BoxStream<'static, Result<v1::WatchAgentsResponse, Status>>;
+    type WatchAgentsStream = Items<v1::WatchAgentsResponse>;
 
     async fn submit_agent(
         &self,
@@ -108,6 +108,7 @@ impl AgentService for Fake {
     }
 
     async fn get_agent(&self, request: Request<v1::GetAgentRequest>) -> Result<Response<v1::Agent>, Status> {
+        self.going()?;
         self.agent(&request.into_inner().name).map(Response::new)
     }
 
@@ -136,12 +137,39 @@ impl AgentService for Fake {
         Ok(Response::new(agent))
     }
 
-    /// Says nothing and breaks: clients must look again.
+    /// All agents and no change. The one that was submitted breaks off, ends meanwhile, and is told of by a daemon that
+    /// is about to stop.
     async fn watch_agents(
         &self,
-        _: Request<v1::WatchAgentsRequest>,
+        request: Request<v1::WatchAgentsRequest>,
     ) -> Result<Response<Self::WatchAgentsStream>, Status> {
-        Ok(Response::new(stream::iter([Err(Status::unavailable("going away"))]).boxed()))
+        let request = request.into_inner();
+        let message = |agents, phase: WatchPhase, revision: &str| v1::WatchAgentsResponse {
+            agents,
+            phase: phase.into(),
+            revision: revision.into(),
+            ..Default::default()
+        };
+        let items = match (request.agents.as_slice(), request.revision.as_str()) {
+            ([], _) => {
+                self.set(|seen| seen.agent_watches += 1);
+                let wanted = |agent: &v1::Agent| {
+                    request.statuses.is_empty() || request.statuses.contains(&agent.status)
+                };
+                let agents = agents().into_iter().filter(wanted).collect();
+                and_stay(vec![message(agents, WatchPhase::Synced, "r1")])
+            }
+            (_, "") => {
+                let pending = agent(3, "", AgentStatus::Pending);
+                and_break(vec![message(vec![pending], WatchPhase::Synced, "r1")])
+            }
+            _ => {
+                self.set(|seen| seen.stopping = 1);
+                let ended = agent(3, "", AgentStatus::Completed);
+                and_stay(vec![message(vec![ended], WatchPhase::Change, "r2")])
+            }
+        };
+        Ok(Response::new(items))
     }
 
     async fn claim_agent(

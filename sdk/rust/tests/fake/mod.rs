@@ -37,6 +37,12 @@ pub(crate) struct Seen {
     pub(crate) leases: HashMap<String, v1::Lease>,
     /// Calls of AcquireVm, repeats included.
     pub(crate) acquires: u32,
+    /// The last one.
+    pub(crate) acquire: v1::AcquireVmRequest,
+    /// Set by tests: the pool `busy` has desktops.
+    pub(crate) busy_is_free: bool,
+    /// Set by tests: that many calls of AcquireVm and GetAgent answer SHUTTING_DOWN.
+    pub(crate) stopping: u32,
     /// Waits for the pool `busy` that their callers gave up.
     pub(crate) abandoned: u32,
     /// Renewals, accepted or not.
@@ -89,6 +95,8 @@ pub(crate) struct Seen {
     pub(crate) break_acquires: u32,
     /// Revisions that watches of VMs went on from; empty ones began anew.
     pub(crate) watches: Vec<String>,
+    /// Watches of agents of any id.
+    pub(crate) agent_watches: u32,
     /// The last backup that was asked for.
     pub(crate) backup: Option<v1::BackupStoreRequest>,
     operation_step: usize,
@@ -135,6 +143,19 @@ impl Fake {
             .unwrap_or_else(|_| panic!("not seen in time: {what}"))
             .expect("the sender lives in self")
             .clone()
+    }
+
+    /// Refuses a call while the daemon stops.
+    fn going(&self) -> Result<(), Status> {
+        let stopping = self.set(|seen| {
+            let stopping = seen.stopping > 0;
+            seen.stopping = seen.stopping.saturating_sub(1);
+            stopping
+        });
+        if stopping {
+            return Err(refuse(Code::Unavailable, "SHUTTING_DOWN", "the daemon is stopping", &[]));
+        }
+        Ok(())
     }
 
     /// Changes how it behaves.

@@ -158,9 +158,15 @@ impl LeaseService for Fake {
         request: Request<v1::AcquireVmRequest>,
     ) -> Result<Response<v1::AcquireVmResponse>, Status> {
         let request = request.into_inner();
-        self.set(|seen| seen.acquires += 1);
+        let free = self.set(|seen| {
+            seen.acquires += 1;
+            seen.acquire = request.clone();
+            seen.busy_is_free
+        });
+        self.going()?;
         match request.pool.as_str() {
             "pools/browser" => {}
+            "pools/busy" if free => {}
             "pools/busy" => {
                 let _abandoned = Abandoned(self.clone());
                 tokio::time::sleep(FOREVER).await;

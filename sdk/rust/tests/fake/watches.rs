@@ -14,12 +14,12 @@ use super::{Fake, refuse};
 pub(crate) type Items<T> = BoxStream<'static, Result<T, Status>>;
 
 /// Some items, then nothing for ever.
-fn and_stay<T: Send + 'static>(items: Vec<T>) -> Items<T> {
+pub(crate) fn and_stay<T: Send + 'static>(items: Vec<T>) -> Items<T> {
     stream::iter(items.into_iter().map(Ok)).chain(stream::pending()).boxed()
 }
 
 /// Some items, then the daemon is gone.
-fn and_break<T: Send + 'static>(items: Vec<T>) -> Items<T> {
+pub(crate) fn and_break<T: Send + 'static>(items: Vec<T>) -> Items<T> {
     let end = stream::once(async { Err(Status::unavailable("connection reset")) });
     stream::iter(items.into_iter().map(Ok)).chain(end).boxed()
 }
