@@ -158,7 +158,7 @@ pub(super) async fn suspended_becomes(o: &Orchestrator, agent: &Agent, lease: &L
     };
     // What became of a VM that is gone is told otherwise.
     if changed.await.is_none() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
