@@ -112,7 +112,7 @@ fn an_acquire_outlives_a_daemon_that_is_killed() {
                 request.wait.and_then(|wait| Duration::try_from(wait).ok()).expect("given")
             };
             assert!(wait(again) < wait(first), "what is left of it");
-            desktop.detach();
+            let _ = desktop.detach();
         });
         drop(daemon);
     }
@@ -126,7 +126,7 @@ async fn an_acquire_outlives_a_daemon_that_stops() {
         let client = connected(&fake, TOKEN).await;
         let acquire = client.acquire("browser");
         let desktop = if watched { acquire.watched(|_| {}).await } else { acquire.await };
-        desktop.expect("the next daemon has one").detach();
+        let _ = desktop.expect("the next daemon has one").detach();
         assert_eq!((fake.seen().acquires, fake.seen().leases.len()), (3, 1));
     }
 }
