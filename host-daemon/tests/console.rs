@@ -2,7 +2,7 @@
 
 mod served;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hvkube_host::api::tokens::Tokens;
@@ -25,6 +25,11 @@ fn vms(daemon: &Daemon) -> VmServiceClient<Channel> {
 
 fn reason(status: &Status) -> String {
     status.get_details_error_info().expect("a reason").reason
+}
+
+fn field(status: &Status) -> String {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    status.get_details_bad_request().expect("fields").field_violations.remove(0).field
 }
 
 async fn ticket(daemon: &Daemon, token: &str, target: &str, view_only: bool) -> Result<String, Status> {
@@ -217,4 +222,55 @@ async fn nobody_keeps_a_console_for_the_next_lease() {
     let refused = Viewer::connect(&daemon, &ci, &late).await.err().expect("refused");
     assert_eq!(reason(&refused), "VM_RESERVED");
     daemon.kill(state_dir.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_console_is_refused_by_its_field_and_none_holds_up_a_stop() {
+    let state_dir = tempfile::tempdir().expect("dir");
+    let daemon = Daemon::start(state_dir.path()).await;
+    daemon.template().await;
+    daemon.pool(1).await;
+    let lease = daemon.lease().await;
+    let token = daemon.token.clone();
+    let wrong = [
+        (Some(Part::Ticket("one more".into())), "ticket"),
+        (Some(Part::Data(vec![0; (64 << 10) + 1].into())), "data"),
+        (None, "data"),
+    ];
+    for (part, name) in wrong {
+        let good = ticket(&daemon, &token, &lease, false).await.expect("a ticket");
+        let viewer = Viewer::connect(&daemon, &token, &good).await.expect("a console");
+        viewer.say.send(v1::ConnectConsoleRequest { part }).await.expect("connected");
+        assert_eq!(field(&viewer.end().await.expect("a reason")), name);
+    }
+    let (say, said) = mpsc::channel(1);
+    let first = Some(Part::Data(Bytes::from_static(b"RFB")));
+    let untold = Viewer::begin(&daemon, &token, say, said, first).await.err().expect("refused");
+    assert_eq!(field(&untold), "ticket");
+    // Whoever says nothing does not stay.
+    let (_say, said) = mpsc::channel::<v1::ConnectConsoleRequest>(1);
+    let (_say_input, input) = mpsc::channel::<v1::StreamInputRequest>(1);
+    let mut client = vms(&daemon);
+    let console = client.connect_console(daemon.request(ReceiverStream::new(said)));
+    let mut desktop = daemon.desktop();
+    let input = desktop.stream_input(daemon.request(ReceiverStream::new(input)));
+    let silent = async { tokio::join!(console, input) };
+    let (console, input) = tokio::time::timeout(PATIENCE, silent).await.expect("refused in time");
+    let fields = (field(&console.err().expect("refused")), field(&input.expect_err("refused")));
+    assert_eq!(fields, ("ticket".to_owned(), "messages[0].target".to_owned()));
+
+    let good = ticket(&daemon, &token, &lease, true).await.expect("a ticket");
+    let mut idle = Viewer::connect(&daemon, &token, &good).await.expect("a console");
+    idle.screen().await.expect("shown");
+    let (say, said) = mpsc::channel(1);
+    say.send(v1::StreamInputRequest { target: lease, ..Default::default() }).await.expect("room");
+    let mut desktop = daemon.desktop();
+    let request = daemon.request(ReceiverStream::new(said));
+    let input = tokio::spawn(async move { desktop.stream_input(request).await });
+    // Until the stream is open; before that it is in nobody's way.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    daemon.stop().await;
+    let ended = input.await.expect("no panic").expect_err("ended");
+    assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
+    assert_eq!(idle.end().await.expect("a reason").code(), Code::Unavailable);
 }
