@@ -158,7 +158,12 @@ fn is_ours(_: SocketAddr, _: SocketAddr) -> Result<bool, Failure> {
     ))
 }
 
-/// The user of a connection, in the kernel's table: addresses are hexadecimal, bytes in the order of the machine.
+/// Of `enum` in the kernel's tcp_states.h.
+#[cfg(target_os = "linux")]
+const ESTABLISHED: &str = "01";
+
+/// The user of a connection, in the kernel's table: addresses are hexadecimal, bytes in the order of the machine. Only of
+/// one that is established and has an inode: a socket whose program is gone is nobody's, and the kernel shows it as root's.
 #[cfg(target_os = "linux")]
 fn owner(table: &str, local: SocketAddrV4, remote: SocketAddrV4) -> Option<u32> {
     let text = |address: SocketAddrV4| {
@@ -168,8 +173,10 @@ fn owner(table: &str, local: SocketAddrV4, remote: SocketAddrV4) -> Option<u32> 
     table.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         let ours = words.next()? == local && words.next()? == remote;
-        // state, queues, timer, retransmissions, user
-        ours.then(|| words.nth(4)?.parse().ok())?
+        let established = words.next()? == ESTABLISHED;
+        // queues, timer, retransmissions, user; timeout, inode
+        let (user, inode) = (words.nth(3)?, words.nth(1)?);
+        (ours && established && inode != "0").then(|| user.parse().ok())?
     })
 }
 
@@ -186,14 +193,22 @@ mod tests {
         assert!(is_ours(peer, here).expect("a table"));
         let (SocketAddr::V4(peer), SocketAddr::V4(here)) = (peer, here) else { panic!("{peer}") };
         let text = |a: SocketAddrV4| format!("{:08X}:{:04X}", u32::from_ne_bytes(a.ip().octets()), a.port());
-        let foreign = format!(
-            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n   \
-             7: {} {} 01 00000000:00000000 00:00000000 00000000  4711        0 1 1",
-            text(peer),
-            text(here)
-        );
+        let table = |state: &str, user: u32, inode: u32| {
+            format!(
+                "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+                 7: {} {} {state} 00000000:00000000 00:00000000 00000000  {user}        0 {inode} 1",
+                text(peer),
+                text(here)
+            )
+        };
+        let foreign = table("01", 4711, 9);
         assert_eq!(owner(&foreign, peer, here), Some(4711));
         assert_eq!(owner(&foreign, here, peer), None);
+        // Another user's program has gone and left its socket, which the kernel shows as root's.
+        for (state, inode) in [("04", 0), ("05", 0), ("01", 0), ("08", 9)] {
+            assert_eq!(owner(&table(state, 0, inode), peer, here), None, "{state} {inode}");
+        }
+        assert_eq!(owner(&table("01", 0, 9), peer, here), Some(0));
     }
 
     #[test]

@@ -97,9 +97,15 @@ async fn why(ended: oneshot::Receiver<Result<()>>, mut wrong: oneshot::Receiver<
 async fn carry_in(
     mut incoming: Streaming<v1::ConnectConsoleRequest>,
     mut to: WriteHalf<DuplexStream>,
-    wrong: oneshot::Sender<Error>,
+    mut wrong: oneshot::Sender<Error>,
 ) {
-    while let Ok(Some(message)) = incoming.message().await {
+    loop {
+        let message = tokio::select! {
+            message = incoming.message() => message,
+            // The call is over. As long as somebody listens its connection stays, and a daemon that stops with it.
+            () = wrong.closed() => break,
+        };
+        let Ok(Some(message)) = message else { break };
         match data(message) {
             Ok(data) => {
                 if to.write_all(&data).await.is_err() {

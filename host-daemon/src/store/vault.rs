@@ -256,7 +256,12 @@ impl Vault {
         file.write_all(data).map_err(io("write", path))?;
         file.as_file().sync_all().map_err(io("write", path))?;
         file.persist_noclobber(path).map_err(|error| io("write", path)(error.error))?;
-        self.sync()
+        self.sync().inspect_err(|_| {
+            // Who is told that it failed may try again, so the name must be free.
+            if let Err(error) = fs::remove_file(path) {
+                tracing::warn!(path = %path.display(), %error, "what could not be made durable is left behind");
+            }
+        })
     }
 
     fn sync(&self) -> Result<(), VaultError> {
@@ -302,6 +307,39 @@ mod tests {
 
     fn value() -> SecretValue {
         SecretValue::new(Zeroizing::new(VALUE.to_owned()))
+    }
+
+    #[test]
+    fn a_name_is_free_when_what_it_was_for_could_not_be_made_durable() {
+        let nobody = rustix::process::Uid::from_raw(65534);
+        let dir = tempfile::tempdir().expect("dir");
+        let home = dir.path().join("secrets");
+        let vault = Vault::new(&home);
+        vault.insert(&secret("mail"), &value()).expect("kept");
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        let root = rustix::process::geteuid().is_root();
+        if root {
+            for path in [&home, &home.join(KEY)] {
+                std::os::unix::fs::chown(path, Some(nobody.as_raw()), None).expect("given away");
+            }
+        }
+        mode(dir.path(), 0o711).expect("passable");
+        // Files can be made and removed in it, but it can't be opened, which is needed to sync it.
+        mode(&home, 0o300).expect("changed");
+        let kept = std::thread::scope(|scope| {
+            let failing = scope.spawn(|| {
+                if root {
+                    // Nothing is forbidden to root. Only this thread becomes somebody else.
+                    rustix::thread::set_thread_res_uid(nobody, nobody, nobody).expect("nobody");
+                }
+                vault.insert(&secret("shop"), &value())
+            });
+            failing.join().expect("no panic")
+        });
+        assert!(matches!(kept, Err(VaultError::Io { action: "sync", .. })), "{kept:?}");
+        mode(&home, 0o700).expect("changed");
+        assert!(vault.get(&secret("shop").id).is_err());
+        vault.insert(&secret("shop"), &value()).expect("kept at last");
     }
 
     #[test]

@@ -35,6 +35,8 @@ impl Daemon {
             .env("HVKUBED_SIM__PROFILE", "instant")
             .env("HVKUBED_ORCHESTRATOR__SETTLE_QUIET", "50ms")
             .env("HVKUBED_LOG__LEVEL", level)
+            // A stop that has to wait for a call takes too long for every test.
+            .env("HVKUBED_SHUTDOWN__DRAIN_TIMEOUT", "10m")
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(true)
@@ -58,6 +60,14 @@ impl Daemon {
     pub async fn kill(mut self, state_dir: &Path) {
         self.child.kill().await.expect("killed");
         std::fs::remove_file(state_dir.join("endpoint")).expect("left behind");
+    }
+
+    /// Stops it in order.
+    pub async fn stop(mut self) {
+        let pid = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.try_into().ok()?));
+        rustix::process::kill_process(pid.expect("runs"), rustix::process::Signal::TERM).expect("told");
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("stops in time");
+        assert!(status.expect("waited for").success(), "in order");
     }
 
     pub fn request<T>(&self, message: T) -> Request<T> {
@@ -127,10 +137,14 @@ impl Daemon {
     }
 
     pub async fn lease(&self) -> String {
+        self.lease_as(&self.token).await
+    }
+
+    pub async fn lease_as(&self, token: &str) -> String {
         let mut leases = v1::lease_service_client::LeaseServiceClient::new(self.channel.clone());
         let wait = Some(prost_types::Duration { seconds: 50, nanos: 0 });
         let acquire = v1::AcquireVmRequest { pool: "pools/desks".into(), wait, ..Default::default() };
-        let answer = leases.acquire_vm(self.request(acquire)).await.expect("a lease").into_inner();
+        let answer = leases.acquire_vm(self.request_as(token, acquire)).await.expect("a lease").into_inner();
         answer.lease.expect("a lease").name
     }
 
@@ -202,10 +216,14 @@ impl Daemon {
 
     /// Gives a lease back, and its VM to its clean state.
     pub async fn release(&self, lease: &str) {
+        self.release_as(&self.token, lease).await;
+    }
+
+    pub async fn release_as(&self, token: &str, lease: &str) {
         let mut leases = v1::lease_service_client::LeaseServiceClient::new(self.channel.clone());
         let policy = v1::ReleasePolicy::Reset.into();
         let release = v1::ReleaseVmRequest { name: lease.into(), policy };
-        leases.release_vm(self.request(release)).await.expect("released");
+        leases.release_vm(self.request_as(token, release)).await.expect("released");
     }
 }
 
