@@ -41,6 +41,8 @@ const MAX_CALL: Duration = Duration::from_secs(24 * 3600);
 /// Streams that never end by themselves.
 const ENDLESS: &[&str] = &[
     "/hvkube.v1.DesktopService/StreamScreenshots",
+    "/hvkube.v1.DesktopService/StreamInput",
+    "/hvkube.v1.VmService/ConnectConsole",
     "/hvkube.v1.VmService/WatchVms",
     "/hvkube.v1.PoolService/WatchPools",
     "/hvkube.v1.HostService/WatchEvents",

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::convert::{desk, input, process, screen};
-use super::guard::{Guard, ResponseStream};
+use super::guard::{self, Guard, ResponseStream};
 use super::{auth, fields, input_stream};
 use crate::guest::GuestError;
 use crate::model::error::{Error, Reason, Result as DomainResult};
@@ -45,10 +45,7 @@ impl DesktopService {
 
     /// The same for a call that changes something in the guest.
     async fn driver<T>(&self, request: &Request<T>, target: &str) -> DomainResult<Guard> {
-        let target = fields::target("target", target)?;
-        let guard = Guard::new(&self.orchestrator, request, &target).await?;
-        self.orchestrator.may_drive(&target)?;
-        Ok(guard)
+        Guard::driving(&self.orchestrator, request, &fields::target("target", target)?).await
     }
 
     /// Looks up the secrets that events name.
@@ -74,8 +71,7 @@ impl DesktopService {
     ) -> DomainResult<v1::WriteFileResponse> {
         let target = fields::target("header.target", &header.target)?;
         let params = process::write(header)?;
-        let mut guard = Guard::new(&self.orchestrator, request, &target).await?;
-        self.orchestrator.may_drive(&target)?;
+        let mut guard = Guard::driving(&self.orchestrator, request, &target).await?;
         self.check_root(&guard, header.as_root)?;
         let session = guard.session()?;
 
@@ -188,14 +184,11 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         &self,
         mut request: Request<Streaming<v1::StreamInputRequest>>,
     ) -> Result<Response<v1::StreamInputResponse>, Status> {
-        let Some(first) = request.get_mut().message().await? else {
-            return Err(Error::field("messages[0].target", "is required in the first message").into());
-        };
+        let first = guard::first(request.get_mut(), "messages[0].target").await?;
         let (metadata, extensions, messages) = request.into_parts();
         let request = Request::from_parts(metadata, extensions, ());
         let target = fields::target("messages[0].target", &first.target)?;
-        let guard = Guard::new(&self.orchestrator, &request, &target).await?;
-        self.orchestrator.may_drive(&target)?;
+        let guard = Guard::driving(&self.orchestrator, &request, &target).await?;
         Ok(Response::new(input_stream::run(&self.orchestrator, guard, first, messages).await?))
     }
 
@@ -345,9 +338,7 @@ impl v1::desktop_service_server::DesktopService for DesktopService {
         mut request: Request<Streaming<v1::WriteFileRequest>>,
     ) -> Result<Response<v1::WriteFileResponse>, Status> {
         use v1::write_file_request::Part;
-        let Some(v1::WriteFileRequest { part: Some(Part::Header(header)) }) =
-            request.get_mut().message().await?
-        else {
+        let Some(Part::Header(header)) = guard::first(request.get_mut(), "header").await?.part else {
             return Err(Error::field("header", "is required in the first message").into());
         };
         let (metadata, extensions, parts) = request.into_parts();

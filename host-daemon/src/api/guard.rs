@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::time::{Instant, timeout};
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 use super::auth;
 use super::deadline::Deadline;
@@ -22,6 +22,22 @@ use crate::orchestrator::request::{Caller, Target, Until};
 const TOGETHER: Duration = Duration::from_millis(200);
 /// When to try again without an agent: it is back within a second after most resumes.
 const AGENT_BACK: Duration = Duration::from_secs(1);
+
+/// Whoever opens a stream says at once what for.
+const FIRST: Duration = Duration::from_secs(10);
+
+/// The first message of a stream, which has this field.
+pub(crate) async fn first<T>(
+    messages: &mut Streaming<T>,
+    field: &'static str,
+) -> std::result::Result<T, Status> {
+    let Ok(first) = timeout(FIRST, messages.message()).await else {
+        let what =
+            format!("is required in the first message, which did not come within {} s", FIRST.as_secs());
+        return Err(Error::field(field, what).into());
+    };
+    first?.ok_or_else(|| Error::field(field, "is required in the first message").into())
+}
 
 /// A caller's right to one desktop.
 pub(crate) struct Guard {
@@ -41,7 +57,16 @@ impl Guard {
         request: &tonic::Request<T>,
         target: &Target,
     ) -> Result<Self> {
-        Self::until(orchestrator, request, target, Until::Stopped).await
+        Self::until(orchestrator, request, target, Until::Stopped, false).await
+    }
+
+    /// The same for a call that changes something in the guest.
+    pub(crate) async fn driving<T>(
+        orchestrator: &Orchestrator,
+        request: &tonic::Request<T>,
+        target: &Target,
+    ) -> Result<Self> {
+        Self::until(orchestrator, request, target, Until::Stopped, true).await
     }
 
     /// The same for a stream that waits while the VM is saved.
@@ -50,7 +75,7 @@ impl Guard {
         request: &tonic::Request<T>,
         target: &Target,
     ) -> Result<Self> {
-        Self::until(orchestrator, request, target, Until::Gone).await
+        Self::until(orchestrator, request, target, Until::Gone, false).await
     }
 
     async fn until<T>(
@@ -58,10 +83,11 @@ impl Guard {
         request: &tonic::Request<T>,
         target: &Target,
         until: Until,
+        drives: bool,
     ) -> Result<Self> {
         let caller = auth::of(request)?;
+        let ended = orchestrator.desktop_ended(&caller, target, until, drives).await?;
         let hub = orchestrator.desktop(&caller, target).await?;
-        let ended = orchestrator.desktop_ended(&caller, target, until).await?;
         let deadline = request.extensions().get::<Deadline>().copied();
         Ok(Self { caller, hub, deadline, ended })
     }
@@ -85,13 +111,15 @@ impl Guard {
     /// Does a call as long as the right lasts. Where the two end together, the end of the right is the better reason.
     pub(crate) async fn hold<T>(&mut self, call: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
+            // Nothing of the next holder's desktop may get through.
+            biased;
+            error = &mut self.ended => Err(lost(error)),
             result = call => match result {
                 Err(error) if error.reason == Reason::AgentNotConnected => {
                     Err(timeout(TOGETHER, &mut self.ended).await.map_or(error, lost))
                 }
                 result => result,
             },
-            error = &mut self.ended => Err(lost(error)),
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) struct State {
     pub(crate) attach_answer: Option<pb::AttachResponse>,
     /// Given instead of the usual heartbeats.
     pub(crate) beats: Option<Vec<pb::HeartbeatResponse>>,
-    /// Given to exec, then the stream ends.
+    /// Given to exec, then the stream ends, unless the program is `endless`.
     pub(crate) exec: Vec<pb::ExecResponse>,
     /// Given to the next inputs; afterwards all are done.
     pub(crate) input_answers: VecDeque<Result<pb::InputResponse, Status>>,
@@ -374,8 +374,11 @@ impl ProcessService for Fake {
         if request.get_ref().argv.first().map(String::as_str) == Some("missing") {
             return Err(Status::not_found("no program missing"));
         }
-        let events = self.state().exec.clone();
-        Ok(Response::new(stream::iter(events.into_iter().map(Ok)).boxed()))
+        let events = stream::iter(self.state().exec.clone().into_iter().map(Ok));
+        if request.get_ref().argv.first().map(String::as_str) == Some("endless") {
+            return Ok(Response::new(events.chain(stream::pending()).boxed()));
+        }
+        Ok(Response::new(events.boxed()))
     }
 
     type ReadFileStream = BoxStream<'static, Result<pb::ReadFileResponse, Status>>;

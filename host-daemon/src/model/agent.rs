@@ -135,7 +135,7 @@ pub struct AgentSpec {
     pub priority: i32,
     /// How often it is tried.
     pub retry: RetryPolicy,
-    /// How long it may wait for its first attempt.
+    /// How long it may wait for a VM, each time anew.
     pub queue_timeout: Duration,
 }
 
@@ -234,6 +234,9 @@ pub struct Agent {
     /// No claim before then.
     #[serde(with = "micros")]
     pub not_before: Timestamp,
+    /// Since when it waits for another VM; none: it had none yet, and waits since it was submitted.
+    #[serde(default, with = "micros::optional")]
+    pub waiting_since: Option<Timestamp>,
     /// How it ended.
     pub outcome: Option<AgentOutcome>,
     /// What it gave, JSON; kept apart as the input is.
@@ -280,6 +283,8 @@ pub enum Setback {
     Final,
     /// It was no fault of the agent's: another one is made at once.
     Interrupted,
+    /// The same, and there is no use in another one before this long.
+    Postponed(Duration),
 }
 
 impl Agent {
@@ -292,11 +297,12 @@ impl Agent {
         self.created.as_microsecond().saturating_sub(head_start)
     }
 
-    /// When it fails for want of a first attempt.
+    /// When it fails for want of a VM.
     #[must_use]
     pub fn queue_end(&self) -> Option<Timestamp> {
-        (self.status == AgentStatus::Pending && self.attempt == 0)
-            .then(|| self.created.saturating_add(self.spec.queue_timeout).unwrap_or(Timestamp::MAX))
+        let since = self.waiting_since.unwrap_or(self.created);
+        (self.status == AgentStatus::Pending)
+            .then(|| since.saturating_add(self.spec.queue_timeout).unwrap_or(Timestamp::MAX))
     }
 
     /// The id under which a claim's lease is asked for: it is known before the answer, so that a crash in between loses
@@ -319,6 +325,12 @@ impl Agent {
         if to.is_final() {
             self.ended = Some(now);
         }
+    }
+
+    /// Whether somebody has it and its VM, and has not ended it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.claim.is_some() && matches!(self.status, AgentStatus::Scheduled | AgentStatus::Running)
     }
 
     /// Checks that a claim is the present one.
@@ -392,6 +404,15 @@ impl Agent {
         Ok(())
     }
 
+    /// The claim's lease was preempted for so long: its time goes on from where it stood. Whether there was such a claim.
+    pub fn stood_still(&mut self, epoch: u64, stood: Duration) -> bool {
+        if self.hold(epoch).is_err() {
+            return false;
+        }
+        let deadline = self.claim.as_mut().and_then(|claim| claim.deadline.as_mut());
+        deadline.map(|at| *at = at.saturating_add(stood).unwrap_or(Timestamp::MAX)).is_some()
+    }
+
     /// The work is done: completed, or failed for good.
     ///
     /// # Errors
@@ -438,12 +459,14 @@ impl Agent {
         if self.status.is_final() {
             return Err(Refused::Ended);
         }
-        if self.epoch != epoch || self.claim.is_none() {
+        let had_vm = self.status != AgentStatus::Pending;
+        // One with a lease that waits was set back before.
+        let claim = self.claim.as_ref().filter(|claim| had_vm || claim.lease.is_none());
+        if self.epoch != epoch || claim.is_none() {
             return Err(Refused::ClaimLost);
         }
-        let had_vm = self.status != AgentStatus::Pending;
         // A claim that never got a VM was none of the agent's attempts, unless it is to count.
-        let counts = setback != Setback::Interrupted;
+        let counts = matches!(setback, Setback::Failed | Setback::Final);
         match (had_vm, counts) {
             (true, false) => self.attempt = self.attempt.saturating_sub(1),
             (false, true) => self.attempt += 1,
@@ -455,11 +478,16 @@ impl Agent {
             self.outcome = Some(AgentOutcome { success: false, error: why.to_owned(), duration });
             return Ok(());
         }
-        if counts {
-            let pause = self.spec.retry.pause_after(self.attempt);
+        let pause = match setback {
+            Setback::Postponed(pause) => Some(pause),
+            _ => counts.then(|| self.spec.retry.pause_after(self.attempt)),
+        };
+        if let Some(pause) = pause {
             self.not_before = now.saturating_add(pause).unwrap_or(Timestamp::MAX);
         }
         if had_vm {
+            // From when it may have its next one: a pause is no waiting.
+            self.waiting_since = Some(self.not_before.max(now));
             self.go(AgentStatus::Pending, why, now);
         } else if self.queue_end().is_some_and(|end| end <= now) {
             // To have been taken and got no VM is waiting too.

@@ -55,7 +55,7 @@ impl MaskFiles {
         File::open(&self.dir)?.sync_all()
     }
 
-    /// What a VM with this uid and lease has.
+    /// What a VM with this uid and lease has. All of it is covered where masks of a lease are left and there is none.
     #[must_use]
     pub fn read(&self, vm: &VmId, uid: Uuid, lease: Option<&LeaseId>) -> Option<Masks> {
         let data = match fs::read(self.path(vm)) {
@@ -64,7 +64,10 @@ impl MaskFiles {
         };
         let kept = data.and_then(|data| serde_json::from_slice::<Kept>(&data).map_err(io::Error::from));
         match kept {
-            Ok(kept) if kept.uid == uid && kept.lease.as_ref() == lease => Some(kept.masks),
+            Ok(kept) if kept.uid != uid => None,
+            Ok(kept) if kept.lease.as_ref() == lease => Some(kept.masks),
+            // Masks that are over are removed, so their lease ended and what they cover was not cleaned away yet.
+            Ok(_) if lease.is_none() => Some(Masks::everything()),
             Ok(_) => None,
             Err(error) => {
                 tracing::error!(%vm, %error, "the vm's masks can't be read, all of its screen is covered");
@@ -105,7 +108,12 @@ mod tests {
         let kept = Kept { uid, lease: Some(lease.clone()), masks: masks.clone() };
         files.write(&vm, &kept).expect("kept");
         assert_eq!(files.read(&vm, uid, Some(&lease)), Some(masks));
-        assert_eq!(files.read(&vm, uid, None), None, "another lease");
+        assert_eq!(
+            files.read(&vm, uid, None),
+            Some(Masks::everything()),
+            "the lease ended, the screen is as it was"
+        );
+        assert_eq!(files.read(&vm, uid, Some(&LeaseId::new("l-2").expect("id"))), None, "another lease");
         assert_eq!(files.read(&vm, Uuid::new_v4(), Some(&lease)), None, "another vm of that name");
         fs::write(dir.path().join("masks/vm-1.json"), "{").expect("broken");
         assert_eq!(files.read(&vm, uid, Some(&lease)), Some(Masks::everything()));

@@ -156,6 +156,9 @@ impl Walk<'_> {
                         |refusal: &Refusal| refusal.code == Code::Aborted && refusal.reason == "STALE_ETAG";
                     self.refused(method, &body, stale, &what()).await;
                 }
+                Wrong::Unknown(reason) => {
+                    self.refused(method, &body, |refusal| refusal.reason == reason, &what()).await;
+                }
                 Wrong::Nothing => {
                     let answer = self.wire.call(method, &body).await;
                     let fine = !matches!(answer.code, Code::Internal | Code::Unknown | Code::InvalidArgument);

@@ -16,6 +16,8 @@ pub(crate) enum Wrong {
     Named(&'static str),
     /// Etags are opaque: one that was never given out is one that is not the present one.
     Stale,
+    /// So are tickets: this is the reason of the refusal.
+    Unknown(&'static str),
     /// It isn't: every value is legal, and the extremes break nothing.
     Nothing,
 }
@@ -105,6 +107,8 @@ pub(crate) const ENTRIES: &[Entry] = entries! {
     "StopVmRequest:mode" Field [-1, 3];
     "StopVmRequest:timeout" Field [seconds(-1), seconds(601), nanos(1_000_000_000)];
     "Checkpoint.description" Field [long(257), "a\0b"];
+    "ConnectConsoleRequest:ticket" Unknown("CONSOLE_TICKET_UNKNOWN") ["", "x", long(5000)];
+    "ConnectConsoleRequest:data" Named("ticket") ["", "RFB 003.008\n"];
 
     // Leases.
     "AcquireVmRequest.ttl" Field [seconds(0), seconds(-1), seconds(9), seconds(86_401), nanos(-1)];
@@ -159,6 +163,8 @@ pub(crate) const ENTRIES: &[Entry] = entries! {
     "ChordEvent.keys" Field ["", "ctrl+", "+", "NoSuchKey", "a+b+c+d+e+f+g+h+i", long(5000)];
     "ChordEvent.hold" Field [seconds(-1), seconds(11)];
     "TextEvent.text" Field ["", "bell\u{7}", "a\0b", long((1 << 20) + 1)];
+    // A text is there already.
+    "TextEvent.secret" Field ["pw", "secrets/a1", long(5000)];
     "TextEvent.interval" Field [seconds(-1), seconds(2)];
     "InputEvent.pause" Field [seconds(-1), seconds(11), nanos(1_000_000_000)];
     "SettleOptions.quiet" Field [seconds(-1), seconds(0), seconds(11)];
@@ -168,6 +174,22 @@ pub(crate) const ENTRIES: &[Entry] = entries! {
     "SettleOptions.pixels" Field [pixels(17)];
     "PixelCondition.rgb" Field [0x0100_0000, u32::MAX];
     "PixelCondition.tolerance" Field [256, u32::MAX];
+
+    // The clipboard, windows, masks and secrets.
+    "selection" Field [-1, 3, i32::MAX];
+    "GetClipboardRequest:format" Field [-1, 3];
+    "GetClipboardRequest:max_bytes" Field [(16 << 20) + 1, u32::MAX];
+    "ClipboardContent.text" Field [long((16 << 20) + 1)];
+    "ClipboardContent.png" Field ["", "no picture", "\u{89}PNG"];
+    "FocusWindowRequest:window_id" Field [0];
+    "FocusWindowRequest:timeout" Field [seconds(-1), nanos(50_000_000), seconds(31)];
+    "SetMasksRequest:masks" Field [rectangles(65)];
+    "secret_id" Field ["a", "-a", "Not An Id", long(64), "../x"];
+    "CreateSecretRequest:value" Field ["", "bell\u{7}", "a\0b", long(4097)];
+    "CreateSecretRequest:secret.name" Field ["secrets/a1"];
+    "Secret.description" Field [long(257), "a\0b"];
+    "Secret.allowed_pools" Field [vec!["desk"], vec!["pools/"], vec!["pools/a1"; 65]];
+    "Secret.allowed_callers" Field [vec![""], vec![long(64)], vec!["x"; 65]];
 
     // Programs and files.
     "ExecRequest:argv" Field [json!([]), vec![""], vec!["a\0b"], vec!["x"; 1025], vec![long((256 << 10) + 1)]];
@@ -321,13 +343,23 @@ impl Stage {
             "RestoreCheckpointRequest" | "DeleteCheckpointRequest" => {
                 json!({"name": "vms/none/checkpoints/clean"})
             }
+            "OpenConsoleRequest" => json!({"target": lease}),
+            "ConnectConsoleRequest" => json!({"ticket": "none"}),
             "AcquireVmRequest" => json!({"pool": "pools/none"}),
             "WatchAcquireRequest" => json!({"acquire": {"pool": "pools/none"}}),
             "RenewLeaseRequest" | "ReleaseVmRequest" | "GetLeaseRequest" => json!({"name": "leases/none"}),
             "TakeScreenshotRequest"
             | "StreamScreenshotsRequest"
             | "RequestKeyframeRequest"
-            | "WaitForSettleRequest" => json!({"target": lease}),
+            | "WaitForSettleRequest"
+            | "GetClipboardRequest"
+            | "SetClipboardRequest"
+            | "ListWindowsRequest"
+            | "SetMasksRequest"
+            | "ListMasksRequest" => json!({"target": lease}),
+            "FocusWindowRequest" => json!({"target": lease, "window_id": 1}),
+            "GetSecretRequest" | "DeleteSecretRequest" => json!({"name": "secrets/none"}),
+            "CreateSecretRequest" => json!({"value": "x"}),
             "SendInputRequest" | "StreamInputRequest" | "ActRequest" => {
                 json!({"target": lease, "events": [{"release_all": {}}]})
             }
@@ -357,6 +389,7 @@ impl Stage {
             "KeyEvent" => json!({"key": "a"}),
             "ChordEvent" => json!({"keys": "ctrl+a"}),
             "TextEvent" => json!({"text": "a"}),
+            "ClipboardContent" => json!({"text": "a"}),
             "AgentScreenshotUpload" => json!({"image": PICTURE}),
             _ => json!({}),
         }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::display::hub::Hub;
 use crate::model::input::{Action, InputEvent, MouseButton};
-use crate::model::screen::Point;
+use crate::model::screen::{Point, Size};
 
 /// Longest that one event may take: people notice when a key hangs, and go on.
 const EVENT: Duration = Duration::from_secs(10);
@@ -21,6 +22,8 @@ const WHEEL: [(u8, (i32, i32)); 4] =
 pub(super) struct Hands {
     hub: Hub,
     view_only: bool,
+    /// Size of the screen that the viewer knows of, which its positions refer to.
+    told: watch::Receiver<Size>,
     buttons: u8,
     at: Option<(u16, u16)>,
     /// Something was pressed that may not have been released.
@@ -28,8 +31,8 @@ pub(super) struct Hands {
 }
 
 impl Hands {
-    pub(super) fn new(hub: Hub, view_only: bool) -> Self {
-        Self { hub, view_only, buttons: 0, at: None, busy: false }
+    pub(super) fn new(hub: Hub, view_only: bool, told: watch::Receiver<Size>) -> Self {
+        Self { hub, view_only, told, buttons: 0, at: None, busy: false }
     }
 
     pub(super) async fn key(&mut self, keysym: u32, down: bool) {
@@ -52,7 +55,11 @@ impl Hands {
 
     pub(super) async fn pointer(&mut self, buttons: u8, x: u16, y: u16) {
         let mut events = Vec::new();
-        let to = Point { x: x.into(), y: y.into() };
+        // One place outside would have the whole batch refused, and the release of a button with it.
+        let size = *self.told.borrow();
+        let inside =
+            |at: u16, side: u32| i32::from(at).min(i32::try_from(side).map_or(i32::MAX, |side| side - 1));
+        let to = Point { x: inside(x, size.width), y: inside(y, size.height) };
         if self.at != Some((x, y)) {
             self.at = Some((x, y));
             events.push(InputEvent::Move { to, relative: false, duration: Duration::ZERO, via: Vec::new() });
@@ -75,10 +82,12 @@ impl Hands {
         }
     }
 
-    /// Releases what is down.
+    /// Releases what is down, whether it went to the agent or, while there was none, to the hypervisor.
     pub(super) async fn let_go(&mut self) {
-        if std::mem::take(&mut self.busy) {
-            self.send(vec![InputEvent::ReleaseAll]).await;
+        if std::mem::take(&mut self.busy)
+            && let Err(error) = self.hub.release_input(Instant::now() + EVENT).await
+        {
+            tracing::debug!(error = &error as &dyn std::error::Error, "keys of a console may be held down");
         }
     }
 
@@ -86,10 +95,11 @@ impl Hands {
         if self.view_only {
             return;
         }
-        self.busy |= !matches!(events[..], [InputEvent::ReleaseAll]);
+        self.busy = true;
         let id = Uuid::now_v7().to_string();
-        if let Err(error) = self.hub.send_input(&id, events, None, Instant::now() + EVENT).await {
-            // A place outside of a screen that has just become smaller, a key that nobody knows: the next one may do.
+        let size = Some(*self.told.borrow());
+        if let Err(error) = self.hub.send_input(&id, events, size, Instant::now() + EVENT).await {
+            // A key that nobody knows: the next one may do.
             tracing::debug!(error = &error as &dyn std::error::Error, "an event of a console is lost");
         }
     }
@@ -131,6 +141,17 @@ fn named(keysym: u32) -> Option<String> {
         0xff67 => "Menu",
         0xff7f => "Num_Lock",
         0xff8d => "KP_Enter",
+        0xff95 => "KP_Home",
+        0xff96 => "KP_Left",
+        0xff97 => "KP_Up",
+        0xff98 => "KP_Right",
+        0xff99 => "KP_Down",
+        0xff9a => "KP_Page_Up",
+        0xff9b => "KP_Page_Down",
+        0xff9c => "KP_End",
+        0xff9d => "KP_Begin",
+        0xff9e => "KP_Insert",
+        0xff9f => "KP_Delete",
         0xffaa => "KP_Multiply",
         0xffab => "KP_Add",
         0xffad => "KP_Subtract",
@@ -164,6 +185,21 @@ mod tests {
     fn keysyms_are_keys_or_characters() {
         let name = |keysym| named(keysym).unwrap_or_default();
         assert_eq!([name(0x61), name(0x20), name(0xff0d), name(0xffc9)], ["a", "space", "Return", "F12"]);
+        // The keypad without Num Lock.
+        let pad = [
+            "Home",
+            "Left",
+            "Up",
+            "Right",
+            "Down",
+            "Page_Up",
+            "Page_Down",
+            "End",
+            "Begin",
+            "Insert",
+            "Delete",
+        ];
+        assert_eq!((0xff95..=0xff9f).map(name).collect::<Vec<_>>(), pad.map(|key| format!("KP_{key}")));
         assert_eq!(name(0xe4), "");
         assert_eq!(character(0xe4), Some('ä'));
         assert_eq!(character(0x0100_043c), Some('м'));

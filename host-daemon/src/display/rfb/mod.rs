@@ -74,7 +74,7 @@ pub(crate) async fn serve(
     timeout(GREETING, greeting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
 
     let (wishes, wished) = mpsc::channel(REQUESTS);
-    let mut hands = Hands::new(hub.clone(), view_only);
+    let mut hands = Hands::new(hub.clone(), view_only, screen.told());
     let outcome = tokio::select! {
         read = read(&mut from, &wishes, &mut hands) => read,
         shown = screen.show(wished, &mut to) => shown,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::pixels::Format;
 use super::{Wish, bad};
@@ -29,43 +29,70 @@ const MAX_RECTS: usize = 32;
 const NO_SCREEN: Size = Size { width: 640, height: 400 };
 
 pub(super) struct Screen {
+    hub: Hub,
     frames: FrameStream,
+    /// When frames are asked for again.
+    next_at: Instant,
+    /// When the last one came.
+    taken_at: Instant,
     size: Size,
     pixels: Bytes,
     /// Changed since the last update.
     changed: Vec<Rect>,
+    /// A picture of everything was asked for and is not there yet.
+    whole: bool,
     format: Format,
     resizes: bool,
     /// The viewer waits for an update.
     asked: bool,
     /// It believes in another size.
     resized: bool,
+    /// The size that it knows of.
+    told: watch::Sender<Size>,
 }
 
 impl Screen {
     /// Begins to look.
     pub(super) async fn open(hub: &Hub) -> io::Result<Self> {
-        let picture = ScreenshotOptions {
-            format: ImageFormat::RawBgra,
-            max_bytes: Some(usize::MAX),
-            ..ScreenshotOptions::default()
-        };
-        let frames = hub.subscribe(StreamOptions::new(picture, FPS)).map_err(io::Error::other)?;
+        let now = Instant::now();
         let mut screen = Self {
-            frames,
+            hub: hub.clone(),
+            frames: frames(hub)?,
+            next_at: now,
+            taken_at: now,
             size: NO_SCREEN,
             pixels: vec![0; NO_SCREEN.frame_bytes()].into(),
             changed: Vec::new(),
+            whole: false,
             format: Format::NATIVE,
             resizes: false,
             asked: false,
             resized: false,
+            told: watch::Sender::new(NO_SCREEN),
         };
         if let Ok(first) = timeout(FIRST, screen.frames.next()).await {
             screen.take(first)?;
         }
         screen.resized = false;
+        screen.told.send_replace(screen.size);
+        // Only its size was of use: by the time the viewer asks, the picture may be another one.
+        screen.look_anew()?;
         Ok(screen)
+    }
+
+    /// The size of the screen that the viewer knows of.
+    pub(super) fn told(&self) -> watch::Receiver<Size> {
+        self.told.subscribe()
+    }
+
+    /// Has everything shown as it is from now on, and nothing of what was seen before: a new subscriber begins with a
+    /// whole picture. Not sooner than the next one would have come.
+    fn look_anew(&mut self) -> io::Result<()> {
+        self.frames = frames(&self.hub)?;
+        self.next_at = self.taken_at + Duration::from_secs_f64(1.0 / FPS);
+        self.changed.clear();
+        self.whole = true;
+        Ok(())
     }
 
     /// The server's first message: size, format, name.
@@ -92,15 +119,15 @@ impl Screen {
             }
             // Nothing is captured for a viewer that waits for nothing.
             tokio::select! {
-                item = self.frames.next(), if self.asked => self.take(item)?,
+                item = next(&mut self.frames, self.next_at), if self.asked => self.take(item)?,
                 wish = wished.recv() => match wish {
                     None => return Ok(()),
                     Some(Wish::Format(format)) => self.format = format,
                     Some(Wish::Resizes(resizes)) => self.resizes = resizes,
                     Some(Wish::Update { incremental }) => {
                         self.asked = true;
-                        if !incremental {
-                            self.changed = vec![Rect::whole(self.size)];
+                        if !incremental && !self.whole {
+                            self.look_anew()?;
                         }
                     }
                 },
@@ -113,8 +140,17 @@ impl Screen {
             None => Err(io::Error::other("the vm is gone")),
             Some(Err(error)) => Err(io::Error::other(error)),
             // The last picture stays: the next one comes when the vm goes on.
-            Some(Ok(StreamItem::Paused)) => Ok(()),
+            Some(Ok(StreamItem::Paused)) if !self.whole => Ok(()),
+            // It wants to have something, and what there was may be covered now.
+            Some(Ok(StreamItem::Paused)) => {
+                self.whole = false;
+                self.pixels = vec![0; self.size.frame_bytes()].into();
+                self.changed = vec![Rect::whole(self.size)];
+                Ok(())
+            }
             Some(Ok(StreamItem::Frame(frame))) => {
+                self.whole = false;
+                self.taken_at = Instant::now();
                 if frame.picture.size == self.size {
                     self.changed.extend(frame.changed);
                 } else {
@@ -156,6 +192,7 @@ impl Screen {
         out.extend(count.to_be_bytes());
         if areas.is_empty() {
             out.extend([0; 4]);
+            self.told.send_replace(self.size);
             self.put_size(&mut out);
             out.extend(DESKTOP_SIZE.to_be_bytes());
         }
@@ -173,6 +210,20 @@ impl Screen {
         out.extend(short(self.size.width).to_be_bytes());
         out.extend(short(self.size.height).to_be_bytes());
     }
+}
+
+fn frames(hub: &Hub) -> io::Result<FrameStream> {
+    let picture = ScreenshotOptions {
+        format: ImageFormat::RawBgra,
+        max_bytes: Some(usize::MAX),
+        ..ScreenshotOptions::default()
+    };
+    hub.subscribe(StreamOptions::new(picture, FPS)).map_err(io::Error::other)
+}
+
+async fn next(frames: &mut FrameStream, at: Instant) -> Option<Result<StreamItem, DisplayError>> {
+    sleep_until(at).await;
+    frames.next().await
 }
 
 /// Sides are at most [`Size::MAX_SIDE`].

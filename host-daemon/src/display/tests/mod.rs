@@ -28,7 +28,7 @@ fn hub(display: bool, size: Size) -> (Hub, std::sync::Arc<Stub>) {
     (Hub::new(VmId::new("vm-1").expect("an id"), stub.clone(), Encoders::new(2)), stub)
 }
 
-async fn attach(hub: &Hub, fake: &Fake, epoch: u64) -> Session {
+pub(in crate::display) async fn attach(hub: &Hub, fake: &Fake, epoch: u64) -> Session {
     let options = OpenOptions { epoch, ..Default::default() };
     let session = Session::open(fake.dial(), &options, soon()).await.expect("session");
     hub.attach(session.clone());

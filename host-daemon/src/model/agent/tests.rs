@@ -41,6 +41,7 @@ fn agent(max_attempts: u32) -> Agent {
         progress: 0,
         progress_message: String::new(),
         not_before: now(),
+        waiting_since: None,
         outcome: None,
         output: String::new(),
         shots: Vec::new(),
@@ -117,6 +118,7 @@ fn attempts_are_made_until_there_are_no_more() {
         agent.assign(epoch, lease(), vm(), at).expect("assigned");
         agent.set_back(epoch, Setback::Failed, "it burned", at).expect("held");
         assert_eq!((agent.status, agent.attempt), (AgentStatus::Pending, attempt));
+        assert_eq!(agent.set_back(epoch, Setback::Failed, "again", at), Err(Refused::ClaimLost));
         assert_eq!(agent.not_before, at + Duration::from_secs(pause));
         assert_eq!(agent.reserve(claim(Runner::Guest), agent.not_before), Err(Refused::NotFree));
         agent.given_back(epoch);
@@ -196,6 +198,30 @@ fn a_claim_that_got_no_vm_in_time_was_the_last() {
     assert!(agent.outcome.is_some_and(|outcome| !outcome.success));
 }
 
+#[test]
+fn the_wait_for_another_vm_is_counted_from_its_begin() {
+    let mut agent = agent(3);
+    let day = 24 * 3600;
+    let epoch = agent.reserve(claim(Runner::Guest), now()).expect("free");
+    agent.assign(epoch, lease(), vm(), now()).expect("assigned");
+    assert_eq!(agent.queue_end(), None, "it has its vm");
+    agent.set_back(epoch, Setback::Failed, "it burned", later(day)).expect("held");
+    agent.given_back(epoch);
+    let pause = 2;
+    assert_eq!(agent.queue_end(), Some(later(day + pause + 3600)));
+
+    // To be refused is to wait on.
+    let refusal = Setback::Postponed(Duration::from_secs(5));
+    let epoch = agent.reserve(claim(Runner::Guest), later(day + 600)).expect("free");
+    agent.set_back(epoch, refusal, "too many leases", later(day + 600)).expect("held");
+    agent.given_back(epoch);
+    assert_eq!((agent.status, agent.attempt, agent.not_before), (AgentStatus::Pending, 1, later(day + 605)));
+    assert_eq!(agent.queue_end(), Some(later(day + pause + 3600)));
+    let epoch = agent.reserve(claim(Runner::Guest), later(day + 3700)).expect("free");
+    agent.set_back(epoch, refusal, "too many leases", later(day + 3700)).expect("held");
+    assert_eq!((agent.status, agent.attempt), (AgentStatus::Failed, 1));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Reserve(bool),
@@ -217,7 +243,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => late().prop_map(Step::Assign),
         2 => late().prop_map(Step::Report),
         1 => (late(), any::<bool>()).prop_map(|(late, good)| Step::Complete(late, good)),
-        2 => (late(), 0u8..3).prop_map(|(late, kind)| Step::SetBack(late, kind)),
+        2 => (late(), 0u8..4).prop_map(|(late, kind)| Step::SetBack(late, kind)),
         1 => Just(Step::FailWaiting),
         1 => Just(Step::Cancel),
         4 => late().prop_map(Step::GivenBack),
@@ -252,7 +278,10 @@ proptest! {
                     (Some(epoch(late)), agent.complete(epoch(late), result, "1".into(), at))
                 }
                 Step::SetBack(late, kind) => {
-                    let kind = [Setback::Failed, Setback::Final, Setback::Interrupted][usize::from(kind)];
+                    let pause = Duration::from_secs(5);
+                    let kinds =
+                        [Setback::Failed, Setback::Final, Setback::Interrupted, Setback::Postponed(pause)];
+                    let kind = kinds[usize::from(kind)];
                     (Some(epoch(late)), agent.set_back(epoch(late), kind, "why", at))
                 }
                 Step::FailWaiting => (None, agent.fail_waiting("why", at)),

@@ -8,7 +8,7 @@ use super::Actor;
 use super::hot::readiness;
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
-use crate::model::ids::LeaseId;
+use crate::model::ids::{LeaseId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::RequestId;
 use crate::model::record::{Availability, Lease, Pending};
@@ -18,6 +18,11 @@ use crate::store::StoreError;
 
 /// Why a VM is reset after a lease.
 pub(super) const GIVEN_BACK: &str = "given back";
+
+/// Of a caller whose right to the VM was looked at before the VM was leased or given back.
+pub(in crate::orchestrator) fn changed_hands(vm: &VmId) -> Error {
+    Error::new(Reason::VmBusy, format!("vm {vm} was leased or given back meanwhile")).with("vm", vm)
+}
 
 impl Actor {
     /// Gives the VM to a lease; nothing when it is not ready after all. The lease as it is then: with its receipt when
@@ -139,11 +144,7 @@ impl Actor {
 
     /// Refuses a command whose caller's right to the VM was looked at before the VM was leased or given back.
     pub(in crate::orchestrator) fn still_held_by(&self, lease: Option<&LeaseId>) -> Result<()> {
-        if self.row.lease.as_ref() == lease {
-            return Ok(());
-        }
-        Err(Error::new(Reason::VmBusy, format!("vm {} was leased or given back meanwhile", self.row.id))
-            .with("vm", &self.row.id))
+        if self.row.lease.as_ref() == lease { Ok(()) } else { Err(changed_hands(&self.row.id)) }
     }
 
     /// The guest of this lease did not answer: back to its clean state and on from there, or a boot of its disk. The

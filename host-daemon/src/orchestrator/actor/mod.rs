@@ -38,6 +38,7 @@ use crate::orchestrator::pools::HotPlace;
 use crate::orchestrator::view::GuestView;
 use hot::Proofs;
 pub(super) use hot::readiness;
+pub(super) use lease::changed_hands;
 pub(super) use link::{Link, first_address};
 pub(super) use suspend::preempted;
 
@@ -237,7 +238,7 @@ impl Actor {
     /// Shows a row that the store has.
     fn show(&mut self, row: Vm) {
         if row.lease != self.row.lease {
-            self.unmask();
+            self.mask_for(row.lease.as_ref());
         }
         self.row = row.clone();
         self.count_hot();

@@ -283,6 +283,7 @@ impl Actor {
         match self.shared.hv.reset(&self.row.id).await {
             Ok(rest) => {
                 self.set_run(None);
+                self.uncover();
                 self.usable(rest).await
             }
             Err(error) => Err(self.failed("reset", error.into()).await),
@@ -332,6 +333,7 @@ impl Actor {
         if holds_memory && self.shared.hv.capabilities().save {
             self.save("kept by its last holder").await?;
         }
+        self.uncover();
         let pool = self.row.pool.clone();
         self.write(|row| {
             row.pool = None;

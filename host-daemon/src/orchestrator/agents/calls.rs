@@ -30,6 +30,11 @@ impl Orchestrator {
     /// [`Reason::NotFound`] for the pool, [`Reason::AlreadyExists`], [`Reason::NotSupported`] for a GPU that the pool's VMs
     /// do not have, [`Reason::RequestIdReused`].
     pub async fn submit_agent(&self, caller: &Caller, wanted: SubmitAgent) -> Result<Agent> {
+        let (this, caller) = (self.clone(), caller.clone());
+        self.to_the_end(async move { this.submit_agent_now(&caller, wanted).await }).await
+    }
+
+    async fn submit_agent_now(&self, caller: &Caller, wanted: SubmitAgent) -> Result<Agent> {
         let shared = self.open()?;
         let _lock = shared.leases.lock(wanted.request.as_ref()).await;
         if let Some(id) = answered(shared, wanted.request.as_ref()).await? {
@@ -77,6 +82,7 @@ impl Orchestrator {
             progress: 0,
             progress_message: String::new(),
             not_before: now,
+            waiting_since: None,
             outcome: None,
             output: String::new(),
             shots: Vec::new(),
@@ -95,7 +101,7 @@ impl Orchestrator {
             StoreError::Exists("agent") => Error::exists("agent", &agent.id),
             error => error.into(),
         })?;
-        shared.agents.changed(&agent);
+        shared.agents.changed(&agent.id, true);
         Ok(agent)
     }
 

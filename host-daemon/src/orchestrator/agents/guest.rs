@@ -28,6 +28,8 @@ const VM_WAIT: Duration = Duration::from_secs(600);
 const MAX_OUTPUT: usize = 1 << 20;
 /// After the program's time the guest gets this to say that it has killed it.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// The clock may be set: no pause is slept through for longer.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Lines of standard error are stored together, at most so many and so old.
 const LOG_LINES: usize = 64;
 const LOG_AGE: Duration = Duration::from_millis(500);
@@ -89,7 +91,7 @@ pub(in crate::orchestrator) async fn dispatch(o: Orchestrator) {
                 Err(error) => failed(&error),
             },
             Ok((None, pause_over)) => {
-                pause_over.map_or(Duration::from_secs(3600), |at| at.duration_since(now).unsigned_abs())
+                pause_over.map_or(LOOK_EVERY, |at| at.duration_since(now).unsigned_abs().min(LOOK_EVERY))
             }
             Err(error) => failed(&error),
         };
@@ -183,6 +185,12 @@ async fn attempt(o: &Orchestrator, agent: Agent) -> Over {
         return Over::SetBack("its workflow is no longer configured".into());
     };
     tokio::select! {
+        // First: a program that loses its guest because of this has not failed.
+        biased;
+        () = supervise::suspended_becomes(o, &agent, &lease.id, true) => {
+            set_back(shared, id, epoch, Setback::Interrupted, "its lease was preempted").await;
+            Over::Ended
+        }
         done = run(o, &agent, workflow) => match done {
             Ok(()) => Over::Ended,
             Err(Failed(Setback::Failed, why)) => Over::SetBack(why),

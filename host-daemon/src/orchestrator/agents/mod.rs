@@ -125,15 +125,20 @@ impl Agents {
         self.free.send_modify(|count| *count += 1);
     }
 
-    fn changed(&self, agent: &Agent) {
+    /// An agent has changed; `free`: it may be taken now, or when its pause is over.
+    fn changed(&self, id: &AgentId, free: bool) {
         self.changes.send_modify(|count| *count += 1);
-        if let Some(active) = self.active().get(&agent.id) {
+        if let Some(active) = self.active().get(id) {
             active.poke.send_modify(|count| *count += 1);
         }
-        if agent.claim.is_none() && !agent.status.is_final() {
+        if free {
             self.look_again();
         }
     }
+}
+
+fn is_free(agent: &Agent) -> bool {
+    agent.claim.is_none() && !agent.status.is_final()
 }
 
 /// Marks a claim as worked on for as long as it lives.
@@ -187,9 +192,40 @@ fn clip(mut text: String) -> String {
     text
 }
 
+/// Tells of a change though whoever made it has gone: its write may be queued, and is then done.
+struct Told<'a> {
+    shared: &'a Arc<Shared>,
+    /// Of which agent, and whether it is free from now on; none: there is nothing to tell.
+    change: Option<(AgentId, bool)>,
+}
+
+impl<'a> Told<'a> {
+    fn new(shared: &'a Arc<Shared>, agent: &Agent) -> Self {
+        Self { shared, change: Some((agent.id.clone(), is_free(agent))) }
+    }
+
+    fn settled(&mut self) {
+        self.change = None;
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        let Some((id, free)) = self.change.take() else { return };
+        let shared = Arc::clone(self.shared);
+        self.shared.leases.under_way.spawn(async move {
+            // Behind this the row has changed or never will. To look in vain does no harm.
+            if let Err(error) = shared.store.caught_up().await {
+                tracing::warn!(agent = %id, error = &error as &dyn std::error::Error, "change not waited for");
+            }
+            shared.agents.changed(&id, free);
+        });
+    }
+}
+
 /// Changes an agent, however many others do so too. A change that leaves all as it was writes nothing.
 async fn change(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     id: &AgentId,
     request: Option<&RequestId>,
     mut change: impl FnMut(&mut Agent, &mut Log, Timestamp) -> Result<()>,
@@ -210,9 +246,12 @@ async fn change(
         }
         let entries = log.entries(&agent, now);
         let event = Event::agent_changed(&before, &agent, &asker());
-        match shared.store.update_agent(&agent, entries, request, event).await {
+        let mut told = Told::new(shared, &agent);
+        let written = shared.store.update_agent(&agent, entries, request, event).await;
+        told.settled();
+        match written {
             Ok(()) => {
-                shared.agents.changed(&agent);
+                shared.agents.changed(&agent.id, is_free(&agent));
                 return Ok(agent);
             }
             Err(StoreError::Changed(_)) => tokio::task::yield_now().await,
@@ -247,7 +286,7 @@ fn refused(agent: &Agent, epoch: u64, refused: Refused) -> Error {
 }
 
 /// Ends a claim without a result, unless it has ended already.
-async fn set_back(shared: &Shared, id: &AgentId, epoch: u64, setback: Setback, why: &str) {
+async fn set_back(shared: &Arc<Shared>, id: &AgentId, epoch: u64, setback: Setback, why: &str) {
     let done = change(shared, id, None, |agent, log, now| {
         if agent.set_back(epoch, setback, why, now).is_ok() {
             log.daemon(format!("claim {epoch} is over: {why}"));
@@ -299,7 +338,7 @@ async fn lease_of(shared: &Shared, agent: &Agent, claim: &Claim) -> Result<Optio
 async fn acquire(o: &Orchestrator, agent: &Agent, holder: &str, wait: Duration) -> Result<Granted> {
     let caller = super::request::Caller { name: holder.to_owned(), admin: false };
     let request = RequestId { id: agent.lease_request(), fingerprint: format!("agent {}", agent.id) };
-    // No longer than it may wait for its first attempt: whoever has it keeps the sweep from ending it.
+    // No longer than it may wait for a VM: whoever has it keeps the sweep from ending it.
     let left = agent.queue_end().map(|end| end.duration_since(Timestamp::now()).max(SignedDuration::ZERO));
     let wait = left.map_or(wait, |left| wait.min(left.unsigned_abs()));
     let wanted = super::request::Acquire {
@@ -320,6 +359,8 @@ fn setback_of(error: &Error) -> Option<Setback> {
     match error.reason {
         Reason::ShuttingDown => None,
         Reason::PoolExhausted => Some(Setback::Interrupted),
+        // Its owner has enough others at work.
+        Reason::QuotaExceeded => Some(Setback::Postponed(error.retry_after.unwrap_or(leases::ASK_AGAIN))),
         Reason::NotFound | Reason::InvalidField => Some(Setback::Final),
         _ => Some(Setback::Failed),
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Busy, change, give_back, set_back, shots, supervise};
-use crate::model::agent::{Agent, Runner, Setback};
+use crate::model::agent::{Runner, Setback};
 use crate::model::error::{Error, Result};
 use crate::orchestrator::{Orchestrator, Shared};
 
@@ -25,7 +25,7 @@ pub(in crate::orchestrator) async fn recover(o: &Orchestrator) -> Result<()> {
     for agent in shared.store.claimed_agents().await? {
         let (id, epoch) = (&agent.id, agent.epoch);
         let has_vm = agent.claim.as_ref().is_some_and(|claim| claim.lease.is_some());
-        if agent.runner == Some(Runner::External) && has_vm && is_held(&agent) {
+        if agent.runner == Some(Runner::External) && has_vm && agent.is_held() {
             // Nobody could report while there was no daemon: the claim's life begins anew.
             let agent = change(shared, id, None, |agent, _, now| {
                 if let Some(claim) = &mut agent.claim {
@@ -48,12 +48,6 @@ pub(in crate::orchestrator) async fn recover(o: &Orchestrator) -> Result<()> {
         give_back(shared, id, epoch).await;
     }
     Ok(())
-}
-
-/// A worker has it, and it has not ended.
-fn is_held(agent: &Agent) -> bool {
-    use crate::model::agent::AgentStatus::{Running, Scheduled};
-    matches!(agent.status, Scheduled | Running)
 }
 
 /// Looks after agents until the daemon stops.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -21,8 +22,8 @@ impl Orchestrator {
     /// gives the agent back.
     ///
     /// # Errors
-    /// [`Reason::InvalidField`] for a workflow of the daemon's own; [`Reason::AgentClaimLost`] for a replay whose claim is
-    /// over; [`Reason::ShuttingDown`].
+    /// [`Reason::InvalidField`] for a workflow of the daemon's own; [`Reason::QuotaExceeded`] when the worker may have no
+    /// further VM; [`Reason::AgentClaimLost`] for a replay whose claim is over; [`Reason::ShuttingDown`].
     pub async fn claim_agent(&self, caller: &Caller, wanted: ClaimAgent) -> Result<Option<Claimed>> {
         let shared = self.open()?;
         if shared.settings.agents.workflows.contains_key(&wanted.workflow) {
@@ -30,10 +31,11 @@ impl Orchestrator {
             return Err(Error::field("workflow", what));
         }
         let _under_way = shared.leases.under_way.token();
-        let _lock = shared.leases.lock(wanted.request.as_ref()).await;
+        let turn = shared.leases.lock(wanted.request.as_ref()).await;
         if let Some(resource) = crate::orchestrator::calls::answered(shared, wanted.request.as_ref()).await? {
             return self.claimed_before(caller, &resource).await.map(Some);
         }
+        let mut undo = Undo::new(shared, wanted.request.as_ref(), turn);
         let deadline = Instant::now() + wanted.wait;
         let mut free = shared.agents.free.subscribe();
         let workflows = [wanted.workflow.clone()];
@@ -43,7 +45,7 @@ impl Orchestrator {
             let now = jiff::Timestamp::now();
             let until = match shared.store.next_agent(&next, now).await? {
                 (Some(agent), _) => {
-                    if let Some(claimed) = self.take(caller, &wanted, agent, deadline).await? {
+                    if let Some(claimed) = self.take(caller, &wanted, agent, deadline, &mut undo).await? {
                         return Ok(Some(claimed));
                     }
                     // It failed, or somebody else was faster: there may be another one, as long as there is time.
@@ -74,6 +76,7 @@ impl Orchestrator {
         wanted: &ClaimAgent,
         agent: Agent,
         deadline: Instant,
+        undo: &mut Undo,
     ) -> Result<Option<Claimed>> {
         let shared = &self.0;
         let id = agent.id;
@@ -89,7 +92,7 @@ impl Orchestrator {
             deadline: None,
         };
         // The write may be done although this future is dropped in the middle of it.
-        let mut undo = Undo::new(shared, &id, claim.id, wanted.request.clone());
+        undo.takes(&id, claim.id);
         let mut taken = false;
         let reserved = change(shared, &id, None, |agent, _, now| {
             taken = agent.reserve(claim.clone(), now).is_ok();
@@ -119,10 +122,13 @@ impl Orchestrator {
             Ok(granted) => granted,
             Err(error) => {
                 let Some(setback) = setback_of(&error) else { return Err(error) };
+                // The quota is the worker's: another one may take the agent at once, and this one gets no other either.
+                let quota = error.reason == Reason::QuotaExceeded;
+                let setback = if quota { Setback::Interrupted } else { setback };
                 set_back(shared, &id, epoch, setback, &format!("got no vm: {error}")).await;
                 give_back(shared, &id, epoch).await;
                 undo.settled();
-                return Ok(None);
+                return if quota { Err(error) } else { Ok(None) };
             }
         };
         let (lease, vm) = (granted.lease, granted.vm);
@@ -307,31 +313,39 @@ fn owned(caller: &Caller, agent: &Agent, claim: &Claim) -> Result<()> {
 /// Gives an agent back unless its worker got it: also when the worker goes away in the middle.
 struct Undo {
     shared: Arc<Shared>,
-    /// Taken out when there is nothing to undo.
-    agent: Option<AgentId>,
-    claim: Uuid,
+    /// What is being taken, and by which claim.
+    taken: Option<(AgentId, Uuid)>,
     request: Option<RequestId>,
+    /// A repeat of the request waits for this, and so does not get a claim that is about to be undone.
+    turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Undo {
-    fn new(shared: &Arc<Shared>, agent: &AgentId, claim: Uuid, request: Option<RequestId>) -> Self {
-        Self { shared: Arc::clone(shared), agent: Some(agent.clone()), claim, request }
+    fn new(shared: &Arc<Shared>, request: Option<&RequestId>, turn: Option<OwnedMutexGuard<()>>) -> Self {
+        Self { shared: Arc::clone(shared), taken: None, request: request.cloned(), turn }
     }
 
+    /// This agent is taken now. To be called before the claim is written.
+    fn takes(&mut self, agent: &AgentId, claim: Uuid) {
+        self.taken = Some((agent.clone(), claim));
+    }
+
+    /// The worker has it, or nobody.
     fn settled(&mut self) {
-        self.agent = None;
+        self.taken = None;
     }
 }
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        let Some(id) = self.agent.take() else { return };
+        let Some((id, claim)) = self.taken.take() else { return };
         // Else the next daemon does it.
         if self.shared.stopping.is_cancelled() {
             return;
         }
-        let (shared, claim, request) = (Arc::clone(&self.shared), self.claim, self.request.take());
+        let (shared, request, turn) = (Arc::clone(&self.shared), self.request.take(), self.turn.take());
         self.shared.leases.under_way.spawn(async move {
+            let _turn = turn;
             // The claim may still be on its way to the disk, and what is read below would not have it.
             if let Err(error) = shared.store.caught_up().await {
                 tracing::warn!(agent = %id, error = &error as &dyn std::error::Error, "claim not waited for");

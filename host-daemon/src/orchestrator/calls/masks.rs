@@ -24,6 +24,8 @@ impl Orchestrator {
         frame: Option<Size>,
         deadline: Instant,
     ) -> Result<Vec<Rect>> {
+        // Before the right is looked at: what was meant for this screen must not come over the next one's.
+        let lease = self.held_under(target);
         let hub = self.desktop(caller, target).await?;
         self.may_drive(target)?;
         let masks = if areas.is_empty() {
@@ -36,15 +38,13 @@ impl Orchestrator {
         };
         let areas = masks.as_ref().map(|masks| masks.areas.clone()).unwrap_or_default();
         let handle = self.target(caller, target).await?;
-        let lease = match target {
-            Target::Lease(lease) => Some(lease.clone()),
-            Target::Vm(_) => None,
-        };
-        let set = handle.call(move |vm| Box::pin(async move { vm.set_masks(lease, masks).await })).await?;
-        if !set && let Target::Lease(lease) = target {
-            return Err(not_active(&self.lease(lease).await?));
+        let set = handle.call(move |vm| Box::pin(async move { vm.set_masks(lease, masks).await })).await;
+        match (set, target) {
+            (Err(error), Target::Lease(lease)) if error.reason == Reason::VmBusy => {
+                Err(not_active(&self.lease(lease).await?))
+            }
+            (set, _) => set.map(|()| areas),
         }
-        Ok(areas)
     }
 
     /// What is covered of a desktop's screen.

@@ -21,7 +21,7 @@ use crate::store::StoreError;
 
 impl Orchestrator {
     /// Runs a call's work to its end though its caller may go: what takes several steps is never left half-made.
-    async fn to_the_end<T: Send + 'static>(
+    pub(in crate::orchestrator) async fn to_the_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {

@@ -18,10 +18,12 @@ use crate::orchestrator::agents::request::{
 };
 use crate::orchestrator::watch::{Delta, Phase};
 
-const GUEST: &str = "guest-flow";
-const OUTSIDE: &str = "outside";
+pub(super) const GUEST: &str = "guest-flow";
+/// Its program does not end.
+pub(super) const ENDLESS: &str = "endless-flow";
+pub(super) const OUTSIDE: &str = "outside";
 
-async fn start_with_agents(dir: &Path, world: &Arc<World>) -> Orchestrator {
+pub(super) async fn start_with_agents(dir: &Path, world: &Arc<World>) -> Orchestrator {
     start_keeping(dir, world, LONG).await
 }
 
@@ -34,11 +36,16 @@ async fn start_keeping(dir: &Path, world: &Arc<World>, keep: Duration) -> Orches
         as_root: false,
         screenshot: true,
     };
-    let missing = GuestWorkflow { argv: vec!["missing".into()], ..workflow.clone() };
+    let [missing, endless] =
+        ["missing", "endless"].map(|name| GuestWorkflow { argv: vec![name.into()], ..workflow.clone() });
     let agents = AgentSettings {
         dir: dir.join("agents"),
         keep_screenshots: keep,
-        workflows: BTreeMap::from([(GUEST.into(), workflow), ("no-program".into(), missing)]),
+        workflows: BTreeMap::from([
+            (GUEST.into(), workflow),
+            ("no-program".into(), missing),
+            (ENDLESS.into(), endless),
+        ]),
         ..AgentSettings::default()
     };
     let store =
@@ -47,17 +54,22 @@ async fn start_keeping(dir: &Path, world: &Arc<World>, keep: Duration) -> Orches
     Orchestrator::start(store, Arc::new(Sim::new(world)), settings).await.expect("started")
 }
 
-async fn with_pool(size: u32) -> Bench {
+pub(super) async fn with_pool(size: u32) -> Bench {
+    with(pool("desk", size)).await
+}
+
+pub(super) async fn with(pool: CreatePool) -> Bench {
+    let size = pool.spec.desired;
     let (dir, world) = (tempfile::tempdir().expect("dir"), World::new(true));
     let o = start_with_agents(dir.path(), &world).await;
     make_template(&o).await;
-    o.create_pool(pool("desk", size)).await.expect("pool");
+    o.create_pool(pool).await.expect("pool");
     let bench = Bench { dir, world, o };
     bench.ready("desk", size).await;
     bench
 }
 
-fn wanted_agent(workflow: &str) -> SubmitAgent {
+pub(super) fn wanted_agent(workflow: &str) -> SubmitAgent {
     let retry = RetryPolicy {
         max_attempts: 3,
         initial_backoff: Duration::from_millis(1),
@@ -81,19 +93,19 @@ fn wanted_agent(workflow: &str) -> SubmitAgent {
     }
 }
 
-async fn submit(o: &Orchestrator, workflow: &str) -> Agent {
+pub(super) async fn submit(o: &Orchestrator, workflow: &str) -> Agent {
     o.submit_agent(&admin(), wanted_agent(workflow)).await.expect("submitted")
 }
 
-fn worker(wait: Duration) -> ClaimAgent {
+pub(super) fn worker(wait: Duration) -> ClaimAgent {
     ClaimAgent { workflow: OUTSIDE.into(), pool: None, worker: "w1".into(), ttl: None, wait, request: None }
 }
 
-async fn claim(o: &Orchestrator) -> Claimed {
+pub(super) async fn claim(o: &Orchestrator) -> Claimed {
     o.claim_agent(&admin(), worker(LONG)).await.expect("asked").expect("an agent")
 }
 
-fn report(claimed: &Claimed) -> ReportAgent {
+pub(super) fn report(claimed: &Claimed) -> ReportAgent {
     ReportAgent {
         id: claimed.agent.id.clone(),
         epoch: claimed.agent.epoch,
@@ -105,7 +117,7 @@ fn report(claimed: &Claimed) -> ReportAgent {
     }
 }
 
-fn done(claimed: &Claimed) -> CompleteAgent {
+pub(super) fn done(claimed: &Claimed) -> CompleteAgent {
     CompleteAgent {
         id: claimed.agent.id.clone(),
         epoch: claimed.agent.epoch,
@@ -117,7 +129,12 @@ fn done(claimed: &Claimed) -> CompleteAgent {
     }
 }
 
-async fn agent_when(o: &Orchestrator, id: &AgentId, what: &str, good: impl Fn(&Agent) -> bool) -> Agent {
+pub(super) async fn agent_when(
+    o: &Orchestrator,
+    id: &AgentId,
+    what: &str,
+    good: impl Fn(&Agent) -> bool,
+) -> Agent {
     until(what, async || {
         let agent = o.agent(id).await.expect("agent");
         good(&agent).then_some(agent)
@@ -126,7 +143,7 @@ async fn agent_when(o: &Orchestrator, id: &AgentId, what: &str, good: impl Fn(&A
 }
 
 /// Ended, and its VM on its way back.
-async fn over(o: &Orchestrator, id: &AgentId, status: AgentStatus) -> Agent {
+pub(super) async fn over(o: &Orchestrator, id: &AgentId, status: AgentStatus) -> Agent {
     agent_when(o, id, status.as_str(), |agent| {
         assert!(!agent.status.is_final() || agent.status == status, "{agent:?}");
         agent.status == status && agent.claim.is_none()
@@ -134,14 +151,14 @@ async fn over(o: &Orchestrator, id: &AgentId, status: AgentStatus) -> Agent {
     .await
 }
 
-async fn log_of(o: &Orchestrator, id: &AgentId) -> String {
+pub(super) async fn log_of(o: &Orchestrator, id: &AgentId) -> String {
     let entries = o.agent_log(id, 0, 1000).await.expect("log");
     assert!(entries.is_sorted_by_key(|entry| entry.sequence));
     entries.into_iter().map(|entry| format!("{}: {}\n", entry.source.as_str(), entry.text)).collect()
 }
 
 /// What the guest's program says.
-fn program(stdout: &str, stderr: &str, code: i32) -> Vec<pb::ExecResponse> {
+pub(super) fn program(stdout: &str, stderr: &str, code: i32) -> Vec<pb::ExecResponse> {
     use pb::exec_response::Event;
     let exit = pb::ExecExit { code, ..Default::default() };
     let mut events = vec![Event::Started(7)];
@@ -152,7 +169,7 @@ fn program(stdout: &str, stderr: &str, code: i32) -> Vec<pb::ExecResponse> {
     events.into_iter().map(|event| pb::ExecResponse { event: Some(event) }).collect()
 }
 
-fn teach(bench: &Bench, events: &[pb::ExecResponse]) {
+pub(super) fn teach(bench: &Bench, events: &[pb::ExecResponse]) {
     for name in bench.world.names() {
         bench.world.agent(&id(&name)).state().exec = events.to_vec();
     }

@@ -9,7 +9,7 @@ use super::*;
 use crate::model::error::Reason;
 use crate::orchestrator::request::{Fork, TakeCheckpoint};
 
-fn runtime() -> Runtime {
+pub(super) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime")
 }
 

@@ -3,7 +3,7 @@
 use super::sim::{Fault, When};
 use super::*;
 use crate::model::error::Reason;
-use crate::orchestrator::request::{Target, UpdatePool};
+use crate::orchestrator::request::{Caller, Target, Until, UpdatePool};
 use crate::store::Behind;
 
 async fn hot(size: u32, hot: u32) -> Bench {
@@ -178,4 +178,38 @@ async fn a_guest_that_is_silent_after_its_resume_is_reset_and_then_booted() {
         }
         bench.check().await;
     }
+}
+
+/// The end of a right, which must come.
+async fn end(ended: impl Future<Output = crate::model::error::Error>) -> Reason {
+    tokio::time::timeout(LONG, ended).await.expect("an end").reason
+}
+
+#[tokio::test]
+async fn by_its_name_a_desktop_is_left_when_it_changes_hands() {
+    let bench = hot(1, 1).await;
+    let page = Page { after: String::new(), limit: 10 };
+    let vm = bench.o.vms(&VmFilter::default(), &page).await.expect("vms")[0].vm.id.clone();
+    let by_name = Target::Vm(vm.clone());
+    let [ci, other] = ["ci", "other"].map(|name| Caller { name: name.into(), admin: false });
+    let until = Until::Gone;
+    let reserved = bench.o.desktop_ended(&ci, &by_name, until, true).await.err().expect("refused");
+    assert_eq!(reserved.reason, Reason::VmReserved);
+    let onlooker = bench.o.desktop_ended(&other, &by_name, until, false).await.expect("may look");
+    let operator = bench.o.desktop_ended(&admin(), &by_name, until, false).await.expect("may look");
+
+    let granted = bench.o.acquire(&ci, wanted(LONG)).await.expect("granted");
+    assert_eq!(granted.vm.vm.id, vm);
+    assert_eq!(end(onlooker).await, Reason::VmBusy, "leased meanwhile");
+    let holder = bench.o.desktop_ended(&ci, &by_name, until, true).await.expect("may drive");
+    let again = bench.o.desktop_ended(&ci, &by_name, until, false).await.expect("may look");
+    release(&bench.o, &granted, ReleasePolicy::Reset).await;
+    bench.hot(1).await;
+    let next = bench.o.acquire(&other, wanted(LONG)).await.expect("granted");
+    assert_eq!(next.vm.vm.id, vm);
+    // Looked at only now: what was in between has passed unseen.
+    assert_eq!((end(holder).await, end(again).await), (Reason::LeaseEnded, Reason::LeaseEnded));
+    let waited = tokio::time::timeout(Duration::from_millis(50), operator).await;
+    assert!(waited.is_err(), "the operator may use every vm");
+    bench.check().await;
 }

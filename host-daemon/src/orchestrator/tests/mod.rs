@@ -1,10 +1,12 @@
 //! The orchestrator on a scripted hypervisor: real store, real guest protocol, faults and crashes on demand.
 
 mod agents;
+mod claims;
 mod crash;
 mod edges;
 mod hot;
 mod leases;
+mod masks;
 mod model;
 mod moves;
 mod pools;
@@ -71,6 +73,7 @@ async fn start(dir: &Path, world: &Arc<World>) -> Orchestrator {
 }
 
 async fn start_with(dir: &Path, world: &Arc<World>, settings: Settings) -> Orchestrator {
+    let settings = Settings { masks_dir: dir.join("masks"), ..settings };
     let store =
         Store::open(&StoreConfig { path: dir.join("store.db"), durable: false }).await.expect("store");
     Orchestrator::start(store, Arc::new(Sim::new(world)), settings).await.expect("started")

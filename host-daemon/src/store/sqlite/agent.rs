@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 
 use super::row::{Columns as _, damaged, int, micros, to_json};
 use super::writer::Tx;
-use super::{PRUNED_AT_ONCE, Sqlite, answer, constraint, database, failed};
+use super::{Sqlite, answer, constraint, database, failed};
 use crate::model::agent::{Agent, AgentFilter, LogEntry, LogSource};
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::{AgentId, PoolId};
@@ -16,6 +16,8 @@ use crate::store::StoreResult;
 
 /// Entries that an agent's log keeps.
 const LOG_ENTRIES: u64 = 2000;
+/// Agents deleted in one write: each may have that many entries of 4 KiB, and others wait meanwhile.
+const PRUNED_AT_ONCE: u32 = 10;
 /// Without input and output, which may be large.
 const BRIEF: &str = "SELECT number, version, row, '' AS input, '' AS output FROM agents";
 const FULL: &str = "SELECT number, version, row, input, output FROM agents";
@@ -47,10 +49,33 @@ pub struct NextAgent<'a> {
 }
 
 impl NextAgent<'_> {
-    fn push(&self, query: &mut QueryBuilder<sqlx::Sqlite>) {
-        query.push(" WHERE status = 'pending' AND NOT claimed AND workflow IN (");
-        list(query, self.workflows.iter().cloned());
+    /// The first of each workflow by index, and of those few the first: no row is read but the one that is wanted.
+    pub(super) fn query(&self, now: Timestamp) -> QueryBuilder<sqlx::Sqlite> {
+        let mut query = QueryBuilder::new(FULL);
+        query.push(" WHERE number = (SELECT first.number FROM json_each(");
+        query.push_bind(serde_json::Value::from(self.workflows).to_string());
+        query.push(
+            ") AS one JOIN agents AS first ON first.number = (SELECT number FROM agents WHERE workflow = one.value",
+        );
+        self.push(&mut query);
+        query.push(" AND not_before <= ").push_bind(micros(now));
+        query.push(" ORDER BY rank, number LIMIT 1) ORDER BY first.rank, first.number LIMIT 1)");
+        query
+    }
+
+    /// When the next pause is over.
+    pub(super) fn pause_query(&self) -> QueryBuilder<sqlx::Sqlite> {
+        let mut query = QueryBuilder::new(
+            "SELECT min(not_before) AS next FROM agents INDEXED BY agents_to_run WHERE workflow IN (",
+        );
+        list(&mut query, self.workflows.iter().cloned());
         query.push(")");
+        self.push(&mut query);
+        query
+    }
+
+    fn push(&self, query: &mut QueryBuilder<sqlx::Sqlite>) {
+        query.push(" AND status = 'pending' AND NOT claimed");
         if let Some(pool) = self.pool {
             query.push(" AND pool = ").push_bind(pool.to_string());
         }
@@ -67,6 +92,32 @@ fn list(query: &mut QueryBuilder<sqlx::Sqlite>, values: impl Iterator<Item = Str
     for value in values {
         values_of.push_bind(value);
     }
+}
+
+pub(super) fn query(filter: &AgentFilter, page: &Page) -> QueryBuilder<sqlx::Sqlite> {
+    let mut query = QueryBuilder::new(BRIEF);
+    query.push(" WHERE TRUE");
+    if let Ok(after) = page.after.parse::<i64>() {
+        query.push(" AND number < ").push_bind(after);
+    }
+    if let Some(pool) = &filter.pool {
+        query.push(" AND pool = ").push_bind(pool.to_string());
+    }
+    if !filter.workflow.is_empty() {
+        query.push(" AND workflow = ").push_bind(filter.workflow.clone());
+    }
+    if !filter.statuses.is_empty() {
+        query.push(" AND status IN (");
+        list(&mut query, filter.statuses.iter().map(|status| status.as_str().to_owned()));
+        query.push(")");
+    }
+    if !filter.ids.is_empty() {
+        query.push(" AND id IN (");
+        list(&mut query, filter.ids.iter().map(AgentId::to_string));
+        query.push(")");
+    }
+    query.push(" ORDER BY number DESC LIMIT ").push_bind(i64::from(page.limit));
+    query
 }
 
 fn log_in(tx: &Tx<'_>, number: u64, entries: &[LogEntry]) -> StoreResult<()> {
@@ -198,28 +249,7 @@ impl Sqlite {
     /// # Errors
     /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn agents(&self, filter: &AgentFilter, page: &Page) -> StoreResult<Vec<Agent>> {
-        let mut query = QueryBuilder::new(BRIEF);
-        query.push(" WHERE TRUE");
-        if let Ok(after) = page.after.parse::<i64>() {
-            query.push(" AND number < ").push_bind(after);
-        }
-        if let Some(pool) = &filter.pool {
-            query.push(" AND pool = ").push_bind(pool.to_string());
-        }
-        if !filter.workflow.is_empty() {
-            query.push(" AND workflow = ").push_bind(filter.workflow.clone());
-        }
-        if !filter.statuses.is_empty() {
-            query.push(" AND status IN (");
-            list(&mut query, filter.statuses.iter().map(|status| status.as_str().to_owned()));
-            query.push(")");
-        }
-        if !filter.ids.is_empty() {
-            query.push(" AND id IN (");
-            list(&mut query, filter.ids.iter().map(AgentId::to_string));
-            query.push(")");
-        }
-        query.push(" ORDER BY number DESC LIMIT ").push_bind(i64::from(page.limit));
+        let mut query = query(filter, page);
         let rows = query.build().fetch_all(&self.readers).await.map_err(database("list agents"))?;
         read_all(&rows)
     }
@@ -233,32 +263,29 @@ impl Sqlite {
         wanted: &NextAgent<'_>,
         now: Timestamp,
     ) -> StoreResult<(Option<Agent>, Option<Timestamp>)> {
-        let mut query = QueryBuilder::new(FULL);
-        wanted.push(&mut query);
-        query.push(" AND not_before <= ").push_bind(micros(now)).push(" ORDER BY rank, number LIMIT 1");
+        let mut query = wanted.query(now);
         let row = query.build().fetch_optional(&self.readers).await.map_err(database("look for an agent"))?;
         if let Some(row) = row {
             return Ok((Some(read(&row)?), None));
         }
-        let mut query = QueryBuilder::new("SELECT min(not_before) AS next FROM agents");
-        wanted.push(&mut query);
+        let mut query = wanted.pause_query();
         let row = query.build().fetch_one(&self.readers).await.map_err(database("look for an agent"))?;
         Ok((None, row.opt_time("next")?))
     }
 
-    /// Agents that somebody has, or whose VM is not given back yet; whole.
+    /// Agents that somebody has, or whose VM is not given back yet, without input and output.
     ///
     /// # Errors
     /// `StoreError::Database`, `StoreError::Damaged`.
     pub async fn claimed_agents(&self) -> StoreResult<Vec<Agent>> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{FULL} WHERE claimed ORDER BY number")))
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{BRIEF} WHERE claimed ORDER BY number")))
             .fetch_all(&self.readers)
             .await
             .map_err(database("list claimed agents"))?;
         read_all(&rows)
     }
 
-    /// Some of the agents that wait too long for their first attempt, and some with a picture older than `shots_before`.
+    /// Some of the agents that wait too long for a VM, and some with a picture older than `shots_before`.
     ///
     /// # Errors
     /// `StoreError::Database`, `StoreError::Damaged`.

@@ -1,5 +1,6 @@
 //! Operations.
 
+use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteRow;
 
 use super::row::{Columns as _, damaged, micros, to_json};
@@ -71,6 +72,12 @@ pub(super) fn insert_in(tx: &Tx<'_>, operation: &Operation) -> StoreResult<()> {
     .map_err(constraint("operation"))
 }
 
+pub(super) fn query(page: &Page) -> QueryBuilder<sqlx::Sqlite> {
+    let mut query = QueryBuilder::new("SELECT * FROM operations WHERE id > ");
+    query.push_bind(page.after.clone()).push(" ORDER BY id LIMIT ").push_bind(i64::from(page.limit));
+    query
+}
+
 impl Sqlite {
     /// Adds an operation.
     ///
@@ -139,9 +146,8 @@ impl Sqlite {
     /// # Errors
     /// [`crate::store::StoreError::Database`].
     pub async fn operations(&self, page: &Page) -> StoreResult<Vec<Operation>> {
-        sqlx::query("SELECT * FROM operations WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(&page.after)
-            .bind(i64::from(page.limit))
+        query(page)
+            .build()
             .fetch_all(&self.readers)
             .await
             .map_err(database("list operations"))?

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::agent::{AgentFilter, AgentStatus};
 use crate::model::event::{Event, EventFilter, EventKind};
 use crate::model::ids::{LeaseId, PoolId, TemplateId, VmId};
 use crate::model::lease::{EndedAs, Receipt};
@@ -343,7 +344,27 @@ async fn pages_are_read_by_index() {
     let vms = |pool: Option<&PoolId>| {
         vm::query(&VmFilter { pool: pool.cloned(), states: vec![VmState::Running] }, &after)
     };
+    let behind = Page { after: "7".into(), limit: 10 };
+    let agents = |filter: AgentFilter| agent::query(&filter, &behind);
+    let all = AgentFilter::default();
     for (what, query, index) in [
+        ("operations", operation::query(&after), "sqlite_autoindex_operations_1 (id>?)"),
+        ("agents", agents(all.clone()), "INTEGER PRIMARY KEY (rowid<?)"),
+        (
+            "agents of a pool",
+            agents(AgentFilter { pool: Some(pool.clone()), ..all.clone() }),
+            "agents_by_pool (pool=? AND number<?)",
+        ),
+        (
+            "agents of a workflow",
+            agents(AgentFilter { workflow: "book".into(), ..all.clone() }),
+            "agents_by_workflow (workflow=? AND number<?)",
+        ),
+        (
+            "agents in a status",
+            agents(AgentFilter { statuses: vec![AgentStatus::Failed], ..all }),
+            "agents_by_status (status=? AND number<?)",
+        ),
         ("vms", vms(None), "sqlite_autoindex_vms_1 (id>?)"),
         ("vms of a pool", vms(Some(&pool)), "vms_by_pool (pool=? AND id>?)"),
         ("live leases", leases(None, false), "leases_live_by_id (id<?)"),
@@ -360,6 +381,21 @@ async fn pages_are_read_by_index() {
         assert!(plan.contains(index), "{what}: {plan}");
         assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{what}: {plan}");
     }
+}
+
+#[tokio::test]
+async fn the_next_agent_is_found_without_a_look_at_the_others() {
+    let (_dir, store) = filled().await;
+    let (workflows, busy) = (["book".to_owned(), "check".to_owned()], [id("browsers")]);
+    let wanted = NextAgent { workflows: &workflows, pool: None, busy: &busy };
+    let index = "COVERING INDEX agents_to_run (workflow=?)";
+    let next = plan(&store, wanted.query(now())).await;
+    assert!(next.contains(index) && !next.contains("SCAN agents"), "{next}");
+    // That is of the first ones of each workflow.
+    assert!(next.matches("TEMP B-TREE").count() <= 1, "{next}");
+    let pause = plan(&store, wanted.pause_query()).await;
+    assert!(pause.contains(index) && !pause.contains("SCAN"), "{pause}");
+    assert_eq!(store.next_agent(&wanted, now()).await.expect("read"), (None, None));
 }
 
 #[tokio::test]
