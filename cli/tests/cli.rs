@@ -173,6 +173,8 @@ fn what_happened_is_listed() {
     let daemon = Daemon::start();
     snapshot!("events_list", daemon.run(&["events", "list"]));
     snapshot!("events_list_json", daemon.run(&["events", "list", "--kind", "vm-moved", "-o", "json"]));
+    let last = daemon.run(&["events", "list", "--tail", "1", "-o", "name"]);
+    assert_eq!(last, "code: 0\n--- stdout\nr2\n--- stderr\n");
     snapshot!("events_list_empty", daemon.run(&["events", "list", "--kind", "pool-deleted"]));
     snapshot!("usage_kind", daemon.run(&["events", "list", "--kind", "vm-born"]));
 }
@@ -200,6 +202,8 @@ fn lists_that_watch_go_on_over_breaks() {
     assert_eq!(daemon.fake.seen().agent_watches, 1);
     let lines = first_lines(&daemon, &["events", "list", "--watch", "-o", "name"], 3);
     assert_eq!(lines, ["r1", "r2", "r3"]);
+    let lines = first_lines(&daemon, &["events", "list", "--watch", "--tail", "1", "-o", "name"], 2);
+    assert_eq!(lines, ["r2", "r3"], "the last of what was, then what comes");
 }
 
 #[test]

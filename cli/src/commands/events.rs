@@ -1,5 +1,7 @@
 //! `hvkube events`.
 
+use std::collections::VecDeque;
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,9 +11,9 @@ use futures_util::stream::StreamExt as _;
 use hvkube_sdk::v1::{Event, EventKind, WatchEventsRequest};
 use hvkube_sdk::{Change, Timestamp};
 
-use crate::args::ListArgs;
+use crate::args::{Format, ListArgs};
 use crate::context::Context;
-use crate::output::{self, Resource as _};
+use crate::output::{self, Parts, Resource as _};
 use crate::report::Outcome;
 use crate::units;
 
@@ -32,6 +34,9 @@ pub(crate) enum Action {
         /// Only what happened in the last, e.g. 10m
         #[arg(long, value_name = "DURATION", value_parser = units::duration)]
         since: Option<Duration>,
+        /// Only the last so many of what happened
+        #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        tail: Option<u32>,
         #[command(flatten)]
         list: ListArgs,
     },
@@ -80,7 +85,7 @@ fn kinds() -> impl clap::builder::TypedValueParser<Value = EventKind> {
 }
 
 pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
-    let Action::List { pool, vm, kinds, since, list } = action;
+    let Action::List { pool, vm, kinds, since, tail, list } = action;
     let start_time = since.map(|since| {
         let start = jiff::Timestamp::now().checked_sub(since).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
         Timestamp { seconds: start.as_second(), nanos: 0 }
@@ -94,32 +99,63 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
     };
     let format = context.format(list.output);
     let mut watch = std::pin::pin!(context.client().await?.watch_events(request));
-    let mut past = Vec::new();
-    let mut shown = false;
+    let tail = tail.and_then(|tail| usize::try_from(tail).ok());
+    let mut show = Show { watch: list.watch, format, parts: Parts::new(format), shown: false };
+    // Those that may turn out to be the last ones.
+    let mut last = VecDeque::new();
+    let mut synced = false;
     while let Some(change) = watch.next().await {
-        match change? {
-            Change::Is(event) if list.watch => {
-                output::changes(&[&event], format, !std::mem::replace(&mut shown, true))?;
+        match (change?, tail) {
+            (Change::Is(event), Some(tail)) if !synced => {
+                if last.len() == tail {
+                    last.pop_front();
+                }
+                last.push_back(event);
             }
-            Change::Is(event) => past.push(event),
-            Change::Synced if !list.watch => break,
-            Change::Restarted => {
-                past.clear();
+            (Change::Is(event), _) => show.event(event)?,
+            (Change::Synced, _) => {
+                synced = true;
+                for event in last.drain(..) {
+                    show.event(event)?;
+                }
+                if !list.watch {
+                    break;
+                }
+            }
+            (Change::Restarted, _) => {
+                synced = false;
+                last.clear();
                 context.note(
                     "the daemon no longer knows all that happened meanwhile; from its oldest event on:",
                 );
             }
-            Change::Synced | Change::Gone(_) => {}
+            (Change::Gone(_), _) => {}
         }
     }
-    if !list.watch {
-        if past.is_empty() && output::is_for_people(format) {
-            context.note(format_args!("no {}", Event::PLURAL));
-        } else {
-            output::list(&past, format)?;
-        }
+    if show.parts.is_empty() && output::is_for_people(format) {
+        context.note(format_args!("no {}", Event::PLURAL));
+    } else {
+        show.parts.finish()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints events as they come.
+struct Show {
+    watch: bool,
+    format: Format,
+    parts: Parts<Event>,
+    shown: bool,
+}
+
+impl Show {
+    fn event(&mut self, event: Event) -> io::Result<()> {
+        if !self.watch {
+            return self.parts.push(event);
+        }
+        let first = !std::mem::replace(&mut self.shown, true);
+        output::changes(&[&event], self.format, first)
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod agent;
 pub(crate) mod human;
 mod json;
+mod parts;
 mod resources;
 mod table;
 
@@ -142,6 +143,7 @@ fn names<T: Resource>(items: &[&T]) -> String {
     items.iter().map(|item| format!("{}\n", item.handle())).collect()
 }
 
+pub(crate) use parts::Parts;
 pub(crate) use resources::backup;
 
 /// JSON of several resources under names of their own, for answers that hold more than one.

@@ -238,6 +238,15 @@ fn prepare(path: &Path, from: &Path) -> Result<(), CopyError> {
         let why = format!("a row of {table} refers to none");
         return Err(CopyError::Damaged { path: from.to_owned(), why });
     }
+    // A VM that was ready when the copy was taken may have been leased since, and hold what was left in it.
+    let hot = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('vms') WHERE name = 'hot')";
+    let hot: bool = db.query_row(hot, [], |row| row.get(0)).map_err(read)?;
+    let (unset, ready) = if hot { (", hot = 0", "(clean OR hot)") } else { ("", "clean") };
+    let sql = format!(
+        "UPDATE vms SET clean = 0, pending = 'reset'{unset} WHERE {ready} AND availability = 'idle'
+            AND pending IS NULL AND state NOT IN ('provisioning', 'error', 'deleting')"
+    );
+    db.execute(&sql, []).map_err(read)?;
     if exists("facts").map_err(read)? {
         let sql = "UPDATE facts SET value = lower(hex(randomblob(4))) WHERE name = 'incarnation'";
         db.execute(sql, []).map_err(read)?;

@@ -53,7 +53,12 @@ impl Orchestrator {
         let _under_way = shared.leases.under_way.token();
         let lock = shared.leases.lock(request.request.as_ref()).await;
         if let Some(lease) = answered(shared, request.request.as_ref()).await? {
-            return self.granted_before(caller, lease).await;
+            if let Some(granted) = self.granted_before(caller, lease).await? {
+                return Ok(granted);
+            }
+            if let Some(request) = &request.request {
+                shared.store.forget_request(request.id).await?;
+            }
         }
         let pool = self.choose(&request).await?;
         let ttl = lease_life(&pool, request.ttl, pool.spec.default_ttl)?;
@@ -298,11 +303,20 @@ impl Orchestrator {
         if lease.ended.is_some() || lease.suspended.is_some() { Err(not_active(&lease)) } else { Ok(lease) }
     }
 
-    /// The answer of an earlier call with the same request id.
-    async fn granted_before(&self, caller: &Caller, id: String) -> Result<Granted> {
+    /// The answer of an earlier call with the same request id; nothing when its VM was no good and nobody has seen the
+    /// lease: another is to be begun.
+    async fn granted_before(&self, caller: &Caller, id: String) -> Result<Option<Granted>> {
+        let shared = &self.0;
         let id = LeaseId::new(id).map_err(|error| Error::field("request_id", error.to_string()))?;
-        let mut lease = self.own(caller, &id).await?;
-        let handle = self.0.registry.get(&lease.vm)?;
+        let mut lease = self.lease(&id).await?;
+        owned(caller, &lease)?;
+        if lease.receipt.is_none() && lease.ended == Some(EndedAs::VmLost) {
+            return Ok(None);
+        }
+        if lease.ended.is_some() || lease.suspended.is_some() {
+            return Err(not_active(&lease));
+        }
+        let handle = shared.registry.get(&lease.vm)?;
         if lease.receipt.is_none() {
             // The daemon was stopped between grant and proof.
             let grant = Grant {
@@ -314,10 +328,28 @@ impl Orchestrator {
                 waited: Duration::ZERO,
                 replaced: 0,
             };
-            let receipt = leases::make_ready(&self.0, &grant).await?;
-            lease = self.write_receipt(&lease.id, &receipt, lease.ttl).await?;
+            match leases::make_ready(shared, &grant).await {
+                Ok(receipt) => lease = self.write_receipt(&id, &receipt, lease.ttl).await?,
+                Err(error) if shared.stopping.is_cancelled() => return Err(error),
+                Err(error) => {
+                    let why = format!("failed its readiness checks: {error}");
+                    if handle.look(|row| row.lease.as_ref() == Some(&id)) {
+                        shared.pools.proved(&handle.look(|row| row.template.clone()), Some(&why));
+                    }
+                    let (of, cause) = (id.clone(), why.clone());
+                    let kept = handle
+                        .call(move |vm| Box::pin(async move { vm.failed_lease(&of, &cause).await }))
+                        .await;
+                    match kept {
+                        Err(error) if error.reason != Reason::NotFound => return Err(error),
+                        _ => {}
+                    }
+                    let lease = leases::end(shared, &id, EndedAs::VmLost, &why, None).await?;
+                    return if lease.ended == Some(EndedAs::VmLost) { Ok(None) } else { Err(error) };
+                }
+            }
         }
-        Ok(Granted { vm: self.vm_view(&handle).await, lease })
+        Ok(Some(Granted { vm: self.vm_view(&handle).await, lease }))
     }
 
     /// Why nothing came of a wait.

@@ -96,6 +96,46 @@ fn whatever_was_under_way_is_made_good() {
 }
 
 #[test]
+fn a_vm_that_fails_its_proof_after_a_crash_is_replaced_beneath_the_request() {
+    let (dir, world) = (tempfile::tempdir().expect("dir"), World::new(true));
+    let asked = Acquire { request: Some(request("acquire")), ..wanted(LONG) };
+    let first = runtime();
+    let o = first.block_on(async {
+        let o = start(dir.path(), &world).await;
+        make_template(&o).await;
+        o.create_pool(pool("desk", 2)).await.expect("pool");
+        status_when(&o, "desk", "two", |status| status.warm == 2).await;
+        o
+    });
+    let gate = world.gate("open_guest", When::Before);
+    let (this, request) = (o.clone(), asked.clone());
+    first.spawn(async move { this.acquire(&admin(), request).await });
+    first.block_on(gate.reached());
+    let page = Page { after: String::new(), limit: 10 };
+    let lease = first.block_on(o.leases(&LeaseFilter::default(), &page)).expect("leases").remove(0);
+    assert!(lease.receipt.is_none(), "granted and not proven");
+    drop(o);
+    first.shutdown_timeout(LONG);
+    world.ungate();
+    world.agent(&lease.vm).state().hangs = true;
+
+    runtime().block_on(async {
+        let settings = Settings { answer_timeout: Duration::from_millis(500), ..settings() };
+        let o = start_with(dir.path(), &world, settings).await;
+        status_when(&o, "desk", "another", |status| status.warm == 1).await;
+        let granted = o.acquire(&admin(), asked.clone()).await.expect("granted");
+        assert_ne!(granted.vm.vm.id, lease.vm);
+        assert!(granted.lease.receipt.is_some());
+        let again = o.acquire(&admin(), asked).await.expect("the same again");
+        assert_eq!(again.lease.id, granted.lease.id);
+        let status = status_when(&o, "desk", "one more", |status| status.warm == 1).await;
+        assert_eq!((status.quarantined, status.leased), (1, 1));
+        check(&o, &world).await;
+        o.shutdown().await;
+    });
+}
+
+#[test]
 fn a_template_in_the_making_is_gone_and_its_operation_failed() {
     for (call, when) in
         [("import", When::After), ("define", When::After), ("start", When::After), ("seal", When::After)]

@@ -12,6 +12,7 @@ mod moves;
 mod pools;
 mod preempt;
 mod queue;
+mod restore;
 mod rollout;
 mod sim;
 mod watch;
