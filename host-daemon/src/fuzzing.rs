@@ -23,8 +23,10 @@ pub struct Target {
 /// All targets, by name.
 pub const TARGETS: &[Target] = &[
     Target { name: "attach", run: guest::attach },
+    Target { name: "clipboard", run: guest::clipboard },
     Target { name: "exec", run: guest::exec },
     Target { name: "file", run: guest::file },
+    Target { name: "focus", run: guest::focus },
     Target { name: "heartbeat", run: guest::heartbeat },
     Target { name: "input", run: guest::input },
     Target { name: "preface", run: guest::preface },
@@ -35,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "session", run: guest::session },
     Target { name: "settle", run: guest::settle },
     Target { name: "status", run: guest::status },
+    Target { name: "windows", run: guest::windows },
 ];
 
 /// Most bytes that one input may make a target hold at once, beyond the input: what the largest message becomes when

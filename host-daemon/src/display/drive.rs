@@ -1,6 +1,7 @@
 //! Input, waiting for the screen to settle, and both with a picture afterwards.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -10,7 +11,7 @@ use super::options::ScreenshotOptions;
 use super::plane::Shot;
 use super::settle;
 use crate::guest::{GuestError, InputFailure, InputFailureReason, InputOutcome, Session};
-use crate::model::input::{InputEvent, SettleOptions, Settled};
+use crate::model::input::{InputEvent, Met, SettleOptions, Settled};
 use crate::model::input_rules::{self, InputError, InputProblem};
 use crate::model::screen::{Point, Size};
 
@@ -93,15 +94,16 @@ impl Hub {
         let Some(session) = self.driver(deadline).await? else {
             let before = self.look_from_outside(deadline).await?;
             let settle = self.fit(settle, frame, before.size, deadline)?;
+            let size = before.size;
             let settled = self.settle_from_outside(before, &settle, deadline).await?;
+            let settled = self.unseen(&settle, settled, size);
             return Ok(Waited { settled, source: Source::Hypervisor, epoch: 0 });
         };
         let size = self.frame_size(&session, deadline).await?;
         let settle = self.fit(settle, frame, size, deadline)?;
-        let asked = Instant::now();
         let settled = session.settle(&settle, deadline).await;
-        self.0.pulse.note(&session, asked, &settled);
-        let settled = settle::inside(settled?, size);
+        self.0.pulse.note(&session, &settled);
+        let settled = self.unseen(&settle, settle::inside(settled?, size), size);
         Ok(Waited { settled, source: Source::Agent, epoch: session.epoch() })
     }
 
@@ -110,9 +112,16 @@ impl Hub {
     /// # Errors
     /// As [`Hub::send_input`]. Nothing that could hold a key is no error.
     pub async fn release_input(&self, deadline: Instant) -> Result<(), DisplayError> {
-        self.release_from_outside(deadline).await?;
+        // At the same time: one that hangs or fails must not be the reason that the other's keys stay down.
+        let (outside, inside) =
+            tokio::join!(self.release_from_outside(deadline), self.release_inside(deadline));
+        outside.and(inside)
+    }
+
+    async fn release_inside(&self, deadline: Instant) -> Result<(), DisplayError> {
         let Some(session) = self.session()? else { return Ok(()) };
         let id = uuid::Uuid::new_v4().to_string();
+        let _batch = self.0.pulse.batch(&session);
         let outcome = session.input(&id, &[InputEvent::ReleaseAll], None, deadline).await?;
         match outcome.failure {
             Some(failure) => Err(DisplayError::Guest(GuestError::Failed(failure.message))),
@@ -148,6 +157,7 @@ impl Hub {
                 description: format!("sides must be 1 to {}", Size::MAX_SIDE),
             });
         }
+        let fallback = self.fallback();
         let session = self.driver(deadline).await?;
         let (size, before) = match &session {
             Some(session) => (self.frame_size(session, deadline).await?, None),
@@ -162,10 +172,11 @@ impl Hub {
         input_rules::check(&mut events, size)?;
         let settle = settle.map(|settle| self.fit(settle, frame, size, deadline)).transpose()?;
         let Some(session) = session else {
-            let done = self.input_from_outside(batch_id, &events, size, deadline).await?;
+            let done = self.input_from_outside(&fallback, batch_id, &events, size, deadline).await?;
             let settled = match (settle, before) {
                 (Some(settle), Some(before)) => {
-                    Some(self.settle_from_outside(before, &settle, deadline).await?)
+                    let settled = self.settle_from_outside(before, &settle, deadline).await?;
+                    Some(self.unseen(&settle, settled, size))
                 }
                 _ => None,
             };
@@ -174,17 +185,19 @@ impl Hub {
         if session.is_closed() {
             return Err(DisplayError::NotConnected);
         }
-        if let Some(done) = self.done_from_outside(batch_id).await {
+        if let Some(done) = self.hand_over(&fallback, batch_id, deadline).await? {
             return Ok((done, None));
         }
         let secret = events.iter().any(InputEvent::is_secret);
-        let asked = Instant::now();
-        let outcome = session.input(batch_id, &events, settle.as_ref(), deadline).await;
-        self.0.pulse.note(&session, asked, &outcome);
+        let outcome = {
+            let _batch = self.0.pulse.batch(&session);
+            session.input(batch_id, &events, settle.as_ref(), deadline).await
+        };
+        self.0.pulse.note(&session, &outcome);
         let outcome = match outcome.map_err(|error| if secret { error.without_words() } else { error }) {
             Ok(outcome) => outcome,
             Err(source) if source.outcome_unknown() => {
-                self.doubt(batch_id).await;
+                fallback.doubt(batch_id);
                 return Err(DisplayError::OutcomeUnknown { completed: 0, source });
             }
             Err(error) => return Err(error.into()),
@@ -202,7 +215,10 @@ impl Hub {
             replayed: outcome.replayed,
             source: Source::Agent,
         };
-        Ok((done, outcome.settled.map(|settled| settle::inside(settled, size))))
+        let settled = outcome.settled.zip(settle);
+        let settled =
+            settled.map(|(settled, settle)| self.unseen(&settle, settle::inside(settled, size), size));
+        Ok((done, settled))
     }
 
     /// A wait in the real frame's pixels. To wait for a colour under a mask would be to look there.
@@ -214,15 +230,29 @@ impl Hub {
         deadline: Instant,
     ) -> Result<SettleOptions, DisplayError> {
         let fitted = settle::fit(settle, frame, size, deadline)?;
-        let covered = self.masks().map(|masks| masks.over(size)).unwrap_or_default();
-        let under = |at: Point| covered.iter().any(|mask| mask.contains(at));
-        match fitted.pixels.iter().position(|pixel| under(pixel.at)) {
+        match fitted.pixels.iter().position(|pixel| self.is_covered(pixel.at, size)) {
             None => Ok(fitted),
             Some(index) => Err(DisplayError::BadOption {
                 field: "settle.pixels",
                 description: format!("entry {index} lies under a mask"),
             }),
         }
+    }
+
+    /// How a wait ended, to those who do not see what came under a mask meanwhile: a colour there was not met.
+    fn unseen(&self, settle: &SettleOptions, settled: Settled, size: Size) -> Settled {
+        let pixel = match settled.met {
+            Some(Met::Pixel(index)) => settle.pixels.get(index),
+            _ => None,
+        };
+        if !pixel.is_some_and(|pixel| self.is_covered(pixel.at, size)) {
+            return settled;
+        }
+        Settled { met: None, met_after: Duration::ZERO, timed_out: true, ..settled }
+    }
+
+    fn is_covered(&self, at: Point, size: Size) -> bool {
+        self.masks().is_some_and(|masks| masks.over(size).iter().any(|mask| mask.contains(at)))
     }
 
     /// Size of the real frame: as last captured in this session, else asked for.

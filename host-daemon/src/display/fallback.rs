@@ -1,11 +1,15 @@
 //! Screen and input through the hypervisor, for when there is no agent: boot, lock screen, a hung guest.
 
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::error::DisplayError;
-use super::hub::{FallbackInput, Hub, InputDone, Source};
+use super::hub::{Hub, InputDone, Source};
 use super::plane::Shot;
 use crate::guest::GuestError;
 use crate::model::input::{InputEvent, RawInput};
@@ -17,7 +21,39 @@ pub(super) const POLL: Duration = Duration::from_millis(200);
 /// Batches whose outcome is remembered.
 const REMEMBERED: usize = 256;
 
+/// Keyboard and mouse of the hypervisor, which remember nothing by themselves.
+#[derive(Default)]
+pub(super) struct FallbackInput {
+    /// What is held down; locked for as long as a batch takes.
+    held: Mutex<Held>,
+    /// Locked for a moment.
+    batches: StdMutex<Batches>,
+    /// The machine is another one: no batch goes on there.
+    ended: CancellationToken,
+}
+
+#[derive(Default)]
+struct Batches {
+    /// Batches that were done, oldest first: an id is never done twice.
+    done: VecDeque<(String, InputDone)>,
+    /// Batches that an agent was given and did not answer for, oldest first: it may do them yet.
+    doubtful: VecDeque<String>,
+}
+
 impl Hub {
+    /// What is known of the hypervisor's input as long as nobody resets the VM. Taken once per batch: what is told
+    /// of one that outlived a reset must not be told to whoever has the VM then.
+    pub(super) fn fallback(&self) -> Arc<FallbackInput> {
+        Arc::clone(&self.0.fallback.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The machine is another one, where nothing is held down and no batch was done.
+    pub fn forget_input(&self) {
+        let mut fallback = self.0.fallback.lock().unwrap_or_else(PoisonError::into_inner);
+        fallback.ended.cancel();
+        *fallback = Arc::default();
+    }
+
     pub(super) async fn outside_frame(&self, deadline: Instant) -> Result<Frame, DisplayError> {
         if !self.0.hv.capabilities().display {
             return Err(DisplayError::NotConnected);
@@ -45,23 +81,22 @@ impl Hub {
     /// Lowers a batch whole before any of it is done, then does it. `events` are checked and in the frame's pixels.
     pub(super) async fn input_from_outside(
         &self,
+        fallback: &FallbackInput,
         batch_id: &str,
         events: &[InputEvent],
         size: Size,
         deadline: Instant,
     ) -> Result<InputDone, DisplayError> {
-        let mut keyboard = timeout_at(deadline, self.0.fallback.lock())
-            .await
-            .map_err(|_| DisplayError::Timeout("hypervisor's input"))?;
-        if let Some(done) = keyboard.replay(batch_id) {
+        let mut keyboard = fallback.keyboard(deadline).await?;
+        if let Some(done) = fallback.replay(batch_id) {
             return Ok(done);
         }
-        if keyboard.doubtful.iter().any(|id| id == batch_id) {
+        if fallback.batches().doubtful.iter().any(|id| id == batch_id) {
             // The agent has it and hangs: it may do it when it goes on.
             let source = GuestError::Timeout("finish the input");
             return Err(DisplayError::OutcomeUnknown { completed: 0, source });
         }
-        let mut held = keyboard.held.clone();
+        let mut held = keyboard.clone();
         let mut lowered = Vec::with_capacity(events.len());
         let (mut scrolled, mut scrolled_pixels) = (Point::default(), Point::default());
         for (index, event) in events.iter().enumerate() {
@@ -76,11 +111,12 @@ impl Hub {
         }
         for (done, steps) in lowered.into_iter().enumerate() {
             let completed = u32::try_from(done).unwrap_or(u32::MAX);
-            let result = timeout_at(deadline, self.steps(&steps, size, &mut keyboard.held)).await;
-            let failed = match result {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) if done == 0 => return Err(error),
-                Ok(Err(error)) => error.to_string(),
+            let doing = fallback.ended.run_until_cancelled(self.steps(&steps, size, &mut keyboard));
+            let failed = match timeout_at(deadline, doing).await {
+                Ok(Some(Ok(()))) => continue,
+                Ok(Some(Err(error))) if done == 0 => return Err(error),
+                Ok(Some(Err(error))) => error.to_string(),
+                Ok(None) => "the VM was reset".to_owned(),
                 Err(_) => "it took too long".to_owned(),
             };
             return Err(DisplayError::OutcomeUnknown { completed, source: GuestError::Lost(failed) });
@@ -88,39 +124,44 @@ impl Hub {
         let completed = u32::try_from(events.len()).unwrap_or(u32::MAX);
         let source = Source::Hypervisor;
         let done = InputDone { completed, epoch: 0, scrolled, scrolled_pixels, replayed: false, source };
-        if keyboard.done.len() == REMEMBERED {
-            keyboard.done.pop_front();
-        }
-        keyboard.done.push_back((batch_id.to_owned(), done));
+        remember(&mut fallback.batches().done, (batch_id.to_owned(), done));
         Ok(done)
     }
 
-    /// What the hypervisor made of a batch, before the agent answered again.
-    pub(super) async fn done_from_outside(&self, batch_id: &str) -> Option<InputDone> {
-        self.0.fallback.lock().await.replay(batch_id)
-    }
-
-    /// An agent has this batch, and nobody knows what became of it: the hypervisor must not do it again.
-    pub(super) async fn doubt(&self, batch_id: &str) {
-        let doubtful = &mut self.0.fallback.lock().await.doubtful;
-        if doubtful.len() == REMEMBERED {
-            doubtful.pop_front();
+    /// Before the agent is given a batch: waits for the one that the hypervisor is doing, and releases what its keyboard holds
+    /// down, which the agent knows nothing of. Gives what the hypervisor made of this very batch.
+    pub(super) async fn hand_over(
+        &self,
+        fallback: &FallbackInput,
+        batch_id: &str,
+        deadline: Instant,
+    ) -> Result<Option<InputDone>, DisplayError> {
+        let mut keyboard = fallback.keyboard(deadline).await?;
+        if let Some(done) = fallback.replay(batch_id) {
+            return Ok(Some(done));
         }
-        doubtful.push_back(batch_id.to_owned());
+        if let Err(error) = self.let_go(&mut keyboard, deadline).await {
+            // The agent's own keyboard is none the worse for it.
+            tracing::warn!(vm = %self.0.vm, %error, "keys of the hypervisor's keyboard may be held down");
+        }
+        Ok(None)
     }
 
     /// Releases what the hypervisor's keyboard and mouse hold down, if anything.
     pub(super) async fn release_from_outside(&self, deadline: Instant) -> Result<(), DisplayError> {
-        let mut keyboard = timeout_at(deadline, self.0.fallback.lock())
-            .await
-            .map_err(|_| DisplayError::Timeout("hypervisor's input"))?;
-        if !keyboard.held.any() {
+        let fallback = self.fallback();
+        let mut keyboard = fallback.keyboard(deadline).await?;
+        self.let_go(&mut keyboard, deadline).await
+    }
+
+    async fn let_go(&self, keyboard: &mut Held, deadline: Instant) -> Result<(), DisplayError> {
+        if !keyboard.any() {
             return Ok(());
         }
         let size = self.outside_frame(deadline).await?.size;
-        let mut held = keyboard.held.clone();
+        let mut held = keyboard.clone();
         let steps = input_rules::to_raw(&InputEvent::ReleaseAll, 0, size, &mut held)?;
-        timeout_at(deadline, self.steps(&steps, size, &mut keyboard.held))
+        timeout_at(deadline, self.steps(&steps, size, keyboard))
             .await
             .map_err(|_| DisplayError::Timeout("hypervisor's input"))?
     }
@@ -155,8 +196,29 @@ impl Hub {
 }
 
 impl FallbackInput {
+    async fn keyboard(&self, deadline: Instant) -> Result<MutexGuard<'_, Held>, DisplayError> {
+        timeout_at(deadline, self.held.lock()).await.map_err(|_| DisplayError::Timeout("hypervisor's input"))
+    }
+
+    fn batches(&self) -> StdMutexGuard<'_, Batches> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn replay(&self, batch_id: &str) -> Option<InputDone> {
-        let (_, done) = self.done.iter().find(|(id, _)| id == batch_id)?;
+        let batches = self.batches();
+        let (_, done) = batches.done.iter().find(|(id, _)| id == batch_id)?;
         Some(InputDone { replayed: true, ..*done })
     }
+
+    /// An agent has this batch, and nobody knows what became of it: the hypervisor must not do it again.
+    pub(super) fn doubt(&self, batch_id: &str) {
+        remember(&mut self.batches().doubtful, batch_id.to_owned());
+    }
+}
+
+fn remember<T>(all: &mut VecDeque<T>, one: T) {
+    if all.len() == REMEMBERED {
+        all.pop_front();
+    }
+    all.push_back(one);
 }

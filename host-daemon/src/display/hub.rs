@@ -1,6 +1,5 @@
 //! The hub of one VM: who looks at it, through which session, and the picture they get.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex as StdMutex, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +9,7 @@ use tokio::time::Instant;
 
 use super::encode::{Encoders, Encoding, Picture, Pictures};
 use super::error::DisplayError;
+use super::fallback::FallbackInput;
 use super::options::{ImageFormat, ScreenshotOptions};
 use super::plane::{Plane, Shot};
 use super::pulse::Pulse;
@@ -17,7 +17,6 @@ use super::pump::{Demand, Pump, Watching};
 use crate::guest::{Captured, GuestError, Have, Session};
 use crate::hypervisor::Hypervisor;
 use crate::model::ids::VmId;
-use crate::model::input_rules::Held;
 use crate::model::mask::Masks;
 use crate::model::screen::{CursorShape, Point, Rect, Size};
 
@@ -110,7 +109,8 @@ pub(super) struct Inner {
     pub(super) pictures: Pictures,
     pub(super) link: watch::Sender<Link>,
     pub(super) view: View,
-    pub(super) fallback: Mutex<FallbackInput>,
+    /// Replaced when the VM is another one.
+    pub(super) fallback: StdMutex<Arc<FallbackInput>>,
     /// Whether the agent answers.
     pub(super) pulse: Pulse,
     /// Size of the screen as last probed, with its epoch.
@@ -143,16 +143,6 @@ pub(super) struct View {
     pub(super) keyframes: watch::Sender<u64>,
 }
 
-/// Keyboard and mouse of the hypervisor, which remember nothing by themselves.
-#[derive(Default)]
-pub(super) struct FallbackInput {
-    pub(super) held: Held,
-    /// Batches that were done, oldest first: an id is never done twice.
-    pub(super) done: VecDeque<(String, InputDone)>,
-    /// Batches that an agent was given and did not answer for, oldest first: it may do them yet.
-    pub(super) doubtful: VecDeque<String>,
-}
-
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Hub({})", self.0.vm)
@@ -170,7 +160,7 @@ impl Hub {
             pictures: Pictures::default(),
             link: watch::Sender::new(Link::None),
             view: View::default(),
-            fallback: Mutex::default(),
+            fallback: StdMutex::default(),
             pulse: Pulse::default(),
             probed: StdMutex::default(),
         }))
@@ -361,7 +351,7 @@ impl Hub {
         loop {
             let asked_at = Instant::now();
             let result = session.capture(have, wait, cursor, deadline).await;
-            self.0.pulse.note(session, asked_at, &result);
+            self.0.pulse.judge(session, asked_at + wait, &result);
             let result = result.and_then(|captured| self.apply(session, &captured, have, asked_at));
             match result {
                 // Once from scratch: an agent that forgot our sequence is no reason to fail.

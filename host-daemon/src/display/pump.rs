@@ -188,7 +188,8 @@ impl Hub {
         }
     }
 
-    /// Waits for the guest to tell a change. Gives whether it answered: not so when the session or the demand changed.
+    /// Waits for the guest to tell a change. Gives whether it answered: not so when the session or the demand changed,
+    /// or it hangs.
     async fn watch_agent(
         &self,
         session: &Session,
@@ -204,6 +205,8 @@ impl Hub {
                 biased;
                 result = &mut capture => return Ok(result.map(|_| true)?),
                 _ = link.changed() => return Ok(false),
+                // Somebody else found out: what is waited for may never come.
+                () = self.0.pulse.hung(session) => return Ok(false),
                 _ = demands.changed() => {
                     let now = self.open(*demands.borrow_and_update());
                     if now.fresh || (now.cursor && !open.cursor) {

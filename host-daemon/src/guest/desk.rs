@@ -18,11 +18,11 @@ pub const MAX_CLIPBOARD: usize = 16 << 20;
 const PIECE: usize = 256 << 10;
 /// Longest wait for a program that owns a selection, or for a window to get the focus: the guest takes no more.
 const MAX_WAIT: Duration = Duration::from_secs(30);
-const MAX_WINDOWS: usize = 256;
-const MAX_TITLE: usize = 1024;
-const MAX_APP: usize = 256;
-const MAX_MONITORS: usize = 16;
-const MAX_CONNECTOR: usize = 64;
+pub(super) const MAX_WINDOWS: usize = 256;
+pub(super) const MAX_TITLE: usize = 1024;
+pub(super) const MAX_APP: usize = 256;
+pub(super) const MAX_MONITORS: usize = 16;
+pub(super) const MAX_CONNECTOR: usize = 64;
 const DEFAULT_DPI: f64 = 96.0;
 
 /// A selection of the desktop.
@@ -147,7 +147,6 @@ impl Session {
         max: usize,
         deadline: Instant,
     ) -> Result<ClipboardFound, GuestError> {
-        use pb::get_clipboard_response::Part;
         let max = max.min(MAX_CLIPBOARD);
         let message = pb::GetClipboardRequest {
             selection: selection_of(selection),
@@ -156,29 +155,17 @@ impl Session {
             timeout: Some(patience(deadline)),
         };
         let mut client = self.desktop();
-        let (header, data) = self
-            .call("get the clipboard from the program that owns it", deadline, async {
-                let mut parts = client.get_clipboard(request(message, deadline)).await?.into_inner();
-                let Some(Part::Header(header)) = parts.message().await?.and_then(|first| first.part) else {
-                    return Ok(Err(GuestError::Protocol("a clipboard without its header".to_owned())));
-                };
-                let expected = header.bytes as usize;
-                if expected > max {
-                    return Ok(Err(GuestError::Protocol(format!("a clipboard of {expected} bytes"))));
+        self.call("get the clipboard from the program that owns it", deadline, async {
+            let mut parts = client.get_clipboard(request(message, deadline)).await?.into_inner();
+            let mut order = ClipboardOrder::new(max);
+            while let Some(part) = parts.message().await? {
+                if let Err(error) = order.take(part) {
+                    return Ok(Err(error));
                 }
-                let mut data = Vec::with_capacity(expected);
-                while let Some(part) = parts.message().await? {
-                    match part.part {
-                        Some(Part::Data(piece)) if piece.len() <= expected - data.len() => {
-                            data.extend_from_slice(&piece);
-                        }
-                        _ => return Ok(Err(GuestError::Protocol("more than the clipboard's bytes".into()))),
-                    }
-                }
-                Ok(Ok((header, data)))
-            })
-            .await??;
-        found(&header, data)
+            }
+            Ok(order.end())
+        })
+        .await?
     }
 
     /// Puts something into a selection, or empties it. The guest's agent serves it from then on.
@@ -214,19 +201,9 @@ impl Session {
     /// # Errors
     /// As every call; [`GuestError::NotReady`] without a desktop.
     pub async fn list_windows(&self, deadline: Instant) -> Result<Windows, GuestError> {
-        let mut client = self.desktop();
+        let (_turn, mut client) = self.windows(deadline).await?;
         let call = client.list_windows(request(pb::ListWindowsRequest {}, deadline));
-        let answer = self.call("list its windows", deadline, call).await?.into_inner();
-        let screen = answer.screen.unwrap_or_default();
-        let dpi = if (1.0..=10_000.0).contains(&screen.dpi) { screen.dpi } else { DEFAULT_DPI };
-        // Of too many the top ones.
-        let extra = answer.windows.len().saturating_sub(MAX_WINDOWS);
-        Ok(Windows {
-            windows: answer.windows.into_iter().skip(extra).map(window).collect(),
-            size: wire::size(screen.width, screen.height)?,
-            dpi,
-            monitors: screen.monitors.into_iter().take(MAX_MONITORS).map(monitor).collect(),
-        })
+        windows(self.call("list its windows", deadline, call).await?.into_inner())
     }
 
     /// Raises a window and gives it the keyboard; answers when it has it.
@@ -244,9 +221,7 @@ impl Session {
         let message = pb::FocusWindowRequest { id, timeout: Some(timeout) };
         let mut client = self.desktop();
         let call = client.focus_window(request(message, deadline));
-        let answer = self.call("give the window the focus", deadline, call).await?.into_inner();
-        let focused = answer.window.map(window).filter(|window| window.id == id);
-        focused.ok_or_else(|| GuestError::Protocol("another window than was asked for".to_owned()))
+        focused(self.call("give the window the focus", deadline, call).await?.into_inner(), id)
     }
 }
 
@@ -278,6 +253,47 @@ fn known(kind: i32) -> Option<ClipboardKind> {
     }
 }
 
+/// A clipboard on its way in: its header, then no more than that announced.
+pub(super) struct ClipboardOrder {
+    max: usize,
+    begun: Option<(pb::ClipboardHeader, Vec<u8>)>,
+}
+
+impl ClipboardOrder {
+    /// For `max` bytes.
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, begun: None }
+    }
+
+    pub(super) fn take(&mut self, part: pb::GetClipboardResponse) -> Result<(), GuestError> {
+        use pb::get_clipboard_response::Part;
+        match (&mut self.begun, part.part) {
+            (None, Some(Part::Header(header))) => {
+                let expected = header.bytes as usize;
+                if expected > self.max {
+                    return Err(GuestError::Protocol(format!("a clipboard of {expected} bytes")));
+                }
+                self.begun = Some((header, Vec::with_capacity(expected)));
+                Ok(())
+            }
+            (Some((header, data)), Some(Part::Data(piece)))
+                if piece.len() <= header.bytes as usize - data.len() =>
+            {
+                data.extend_from_slice(&piece);
+                Ok(())
+            }
+            (None, _) => Err(GuestError::Protocol("a clipboard without its header".to_owned())),
+            (Some(_), _) => Err(GuestError::Protocol("more than the clipboard's bytes".to_owned())),
+        }
+    }
+
+    pub(super) fn end(self) -> Result<ClipboardFound, GuestError> {
+        let missing = || GuestError::Protocol("a clipboard without its header".to_owned());
+        let (header, data) = self.begun.ok_or_else(missing)?;
+        found(&header, data)
+    }
+}
+
 fn found(header: &pb::ClipboardHeader, data: Vec<u8>) -> Result<ClipboardFound, GuestError> {
     if data.len() != header.bytes as usize {
         let why = format!("{} bytes of a clipboard of {}", data.len(), header.bytes);
@@ -298,6 +314,26 @@ fn found(header: &pb::ClipboardHeader, data: Vec<u8>) -> Result<ClipboardFound, 
         None => None,
     };
     Ok(ClipboardFound { content, available, too_large: header.too_large })
+}
+
+pub(super) fn windows(answer: pb::ListWindowsResponse) -> Result<Windows, GuestError> {
+    let screen = answer.screen.unwrap_or_default();
+    let dpi = if (1.0..=10_000.0).contains(&screen.dpi) { screen.dpi } else { DEFAULT_DPI };
+    let mut all = answer.windows;
+    // Of too many the top ones.
+    let extra = all.len().saturating_sub(MAX_WINDOWS);
+    Ok(Windows {
+        // Drained, since a vector that is consumed may live on as the result with all of its room.
+        windows: all.drain(extra..).map(window).collect(),
+        size: wire::size(screen.width, screen.height)?,
+        dpi,
+        monitors: screen.monitors.into_iter().take(MAX_MONITORS).map(monitor).collect(),
+    })
+}
+
+pub(super) fn focused(answer: pb::FocusWindowResponse, id: u64) -> Result<Window, GuestError> {
+    let focused = answer.window.map(window).filter(|window| window.id == id);
+    focused.ok_or_else(|| GuestError::Protocol("another window than was asked for".to_owned()))
 }
 
 fn window(window: pb::Window) -> Window {

@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) hangs: bool,
     /// Never answer input.
     pub(crate) input_hangs: bool,
+    /// A batch takes as long as somebody else holds this.
+    pub(crate) slow: Arc<tokio::sync::Mutex<()>>,
     /// Never answer a file that is being written before it is whole.
     pub(crate) packing_lz4: bool,
 }
@@ -59,13 +61,15 @@ pub(crate) struct State {
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     sequence: watch::Sender<u64>,
+    /// The input devices: one batch or probe after the other.
+    devices: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Fake {
     pub(crate) fn new(width: u32, height: u32) -> Self {
         let size = Size { width, height };
         let state = State { size, pixels: vec![0; size.frame_bytes()], ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), sequence: watch::Sender::new(1) }
+        Self { state: Arc::new(Mutex::new(state)), sequence: watch::Sender::new(1), devices: Arc::default() }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -254,6 +258,7 @@ impl DisplayService for Fake {
             let state = self.state();
             (state.size, state.hangs)
         };
+        let _turn = self.devices.lock().await;
         if hangs {
             std::future::pending::<()>().await;
         }
@@ -294,14 +299,16 @@ impl DisplayService for Fake {
 
     async fn input(&self, request: Request<pb::InputRequest>) -> Result<Response<pb::InputResponse>, Status> {
         let request = request.into_inner();
-        let (answer, hangs) = {
+        let (answer, hangs, slow) = {
             let mut state = self.state();
             state.inputs.push(request.clone());
-            (state.input_answers.pop_front(), state.input_hangs || state.hangs)
+            (state.input_answers.pop_front(), state.input_hangs || state.hangs, state.slow.clone())
         };
+        let _turn = self.devices.lock().await;
         if hangs {
             std::future::pending::<()>().await;
         }
+        drop(slow.lock().await);
         answer
             .unwrap_or_else(|| {
                 Ok(pb::InputResponse {

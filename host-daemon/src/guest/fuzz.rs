@@ -11,6 +11,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use super::desk::{
+    self, Clipboard, ClipboardOrder, MAX_APP, MAX_CONNECTOR, MAX_MONITORS, MAX_TITLE, MAX_WINDOWS, Window,
+};
 use super::desktop::Incoming;
 use super::error::GuestError;
 use super::process::{ExecOrder, FileOrder, Order};
@@ -131,6 +134,48 @@ pub(crate) fn file(bytes: &[u8]) {
     let mut order = FileOrder { left: u64::from(*limit) };
     let data = parts.map_while(|part| order.next(part).ok());
     assert!(data.map(|data| data.len()).sum::<usize>() <= usize::from(*limit));
+}
+
+/// The first byte is how many bytes were asked for.
+pub(crate) fn clipboard(bytes: &[u8]) {
+    let Some((max, bytes)) = bytes.split_first() else { return };
+    let max = usize::from(*max);
+    let mut order = ClipboardOrder::new(max);
+    if messages(bytes).try_for_each(|part| order.take(part)).is_err() {
+        return;
+    }
+    let Ok(found) = order.end() else { return };
+    assert!(found.available.len() <= 2);
+    let length = match found.content {
+        Some(Clipboard::Text(text)) => text.len(),
+        Some(Clipboard::Png(data)) => data.len(),
+        None => 0,
+    };
+    assert!(length <= max, "{length} bytes");
+}
+
+fn sound(window: &Window) {
+    clean(&window.title, MAX_TITLE);
+    clean(&window.app, MAX_APP);
+}
+
+pub(crate) fn windows(bytes: &[u8]) {
+    let Ok(answer) = pb::ListWindowsResponse::decode(bytes) else { return };
+    let Ok(windows) = desk::windows(answer) else { return };
+    assert!(windows.size.is_legal() && (1.0..=10_000.0).contains(&windows.dpi));
+    assert!(windows.windows.len() <= MAX_WINDOWS && windows.monitors.len() <= MAX_MONITORS);
+    windows.windows.iter().for_each(sound);
+    windows.monitors.iter().for_each(|monitor| clean(&monitor.name, MAX_CONNECTOR));
+}
+
+/// The first byte is the window that was asked for.
+pub(crate) fn focus(bytes: &[u8]) {
+    let Some((id, bytes)) = bytes.split_first() else { return };
+    let Ok(answer) = pb::FocusWindowResponse::decode(bytes) else { return };
+    if let Ok(window) = desk::focused(answer, u64::from(*id)) {
+        assert_eq!(window.id, u64::from(*id));
+        sound(&window);
+    }
 }
 
 /// The first byte is the code, the rest the message.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::GuestError;
 use super::hello::greet;
 use super::http2::Http2;
-use super::limits::{MAX_ANSWER, MAX_FRAME_PART, MAX_MESSAGE};
+use super::limits::{MAX_ANSWER, MAX_FRAME_PART, MAX_MESSAGE, MAX_WINDOWS_ANSWER};
 use super::port::Port;
 use super::types::{AttachParams, Attached, Captured, Have, Heartbeat, OpenOptions, Probe};
 use super::wire;
@@ -49,6 +49,8 @@ struct Inner {
     calls: Calls,
     port: Port,
     glance: Mutex<Option<Glance>>,
+    /// Held while the windows are listed, which costs more than anything else but frames.
+    listing: tokio::sync::Mutex<()>,
     heartbeats: watch::Receiver<Option<Heartbeat>>,
     beating: AbortHandle,
 }
@@ -172,7 +174,8 @@ impl Session {
         let (beats, heartbeats) = watch::channel(None);
         let beating = tokio::spawn(beat(calls.clone(), interval, beats)).abort_handle();
         let (epoch, glance) = (options.epoch, Mutex::new(glance));
-        Self(Arc::new(Inner { epoch, attached, calls, port, glance, heartbeats, beating }))
+        let listing = tokio::sync::Mutex::default();
+        Self(Arc::new(Inner { epoch, attached, calls, port, glance, listing, heartbeats, beating }))
     }
 
     /// The first look that was begun with the session, if it was and nobody has taken it.
@@ -257,7 +260,17 @@ impl Session {
     }
 
     pub(super) fn desktop(&self) -> DesktopServiceClient<Http2> {
-        self.0.calls.desktop()
+        self.0.calls.desktop(MAX_ANSWER)
+    }
+
+    /// For a list of windows; with the turn to ask for it.
+    pub(super) async fn windows(
+        &self,
+        deadline: Instant,
+    ) -> Result<(tokio::sync::MutexGuard<'_, ()>, DesktopServiceClient<Http2>), GuestError> {
+        let turn = timeout_at(deadline, self.0.listing.lock());
+        let turn = turn.await.map_err(|_| GuestError::Timeout("list its windows"))?;
+        Ok((turn, self.0.calls.desktop(MAX_WINDOWS_ANSWER)))
     }
 
     pub(super) async fn call<T>(
@@ -286,8 +299,8 @@ impl Calls {
         DisplayServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_PART)
     }
 
-    fn desktop(&self) -> DesktopServiceClient<Http2> {
-        DesktopServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    fn desktop(&self, max: usize) -> DesktopServiceClient<Http2> {
+        DesktopServiceClient::new(self.channel.clone()).max_decoding_message_size(max)
     }
 
     fn supervisor(&self) -> SupervisorServiceClient<Http2> {

@@ -443,7 +443,7 @@ async fn windows_of_a_hostile_guest_are_bounded() {
     let fake = Fake::new(8, 8);
     let session = open(&fake).await;
     let screen = |width, dpi| {
-        let monitors = vec![pb::Monitor { name: "\n".repeat(1000), ..Default::default() }; 1000];
+        let monitors = vec![pb::Monitor { name: "\n".repeat(1000), ..Default::default() }; 200];
         Some(pb::ScreenInfo { width, height: 600, dpi, monitors })
     };
     let windows: Vec<_> = (0..10_000).map(|id| pb::Window { id, ..Default::default() }).collect();

@@ -8,6 +8,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 use hvkube_proto::guest::v1 as pb;
 use hvkube_proto::preface::{Hello, VERSION, WELCOME_LEN};
 use pb::capture_response::Part;
+use pb::desktop_service_server::{DesktopService, DesktopServiceServer};
 use pb::display_service_server::{DisplayService, DisplayServiceServer};
 use pb::process_service_server::{ProcessService, ProcessServiceServer};
 use pb::supervisor_service_server::{SupervisorService, SupervisorServiceServer};
@@ -31,6 +32,8 @@ pub(crate) struct Agent {
     pub(crate) capture: Answers<pb::CaptureResponse>,
     pub(crate) exec: Answers<pb::ExecResponse>,
     pub(crate) file: Answers<pb::ReadFileResponse>,
+    pub(crate) clipboard: Answers<pb::GetClipboardResponse>,
+    pub(crate) windows: pb::ListWindowsResponse,
     /// Bytes of headers before and after each capture.
     pub(crate) metadata: usize,
 }
@@ -46,6 +49,8 @@ impl Default for Agent {
             capture: Arc::new(|| stream::iter(frame(64, 64)).boxed()),
             exec: Arc::new(|| stream::empty().boxed()),
             file: Arc::new(|| stream::empty().boxed()),
+            clipboard: Arc::new(|| stream::empty().boxed()),
+            windows: pb::ListWindowsResponse::default(),
             metadata: 0,
         }
     }
@@ -110,6 +115,7 @@ impl Agent {
                 .http2_max_header_list_size(1 << 20)
                 .max_frame_size(1 << 20)
                 .add_service(SupervisorServiceServer::new(self.clone()))
+                .add_service(DesktopServiceServer::new(self.clone()))
                 .add_service(DisplayServiceServer::new(self.clone()))
                 .add_service(ProcessServiceServer::new(self))
                 .serve_with_incoming(incoming)
@@ -180,6 +186,41 @@ impl DisplayService for Agent {
 
     async fn settle(&self, _: Request<pb::SettleRequest>) -> Result<Response<pb::SettleResponse>, Status> {
         Ok(Response::new(self.settle.clone()))
+    }
+}
+
+#[tonic::async_trait]
+impl DesktopService for Agent {
+    type GetClipboardStream = BoxStream<'static, Result<pb::GetClipboardResponse, Status>>;
+
+    async fn get_clipboard(
+        &self,
+        _: Request<pb::GetClipboardRequest>,
+    ) -> Result<Response<Self::GetClipboardStream>, Status> {
+        Ok(Response::new((self.clipboard)().map(Ok).boxed()))
+    }
+
+    async fn set_clipboard(
+        &self,
+        request: Request<Streaming<pb::SetClipboardRequest>>,
+    ) -> Result<Response<pb::SetClipboardResponse>, Status> {
+        // Takes the call, and nothing of the content.
+        let _held = request.into_inner();
+        std::future::pending().await
+    }
+
+    async fn list_windows(
+        &self,
+        _: Request<pb::ListWindowsRequest>,
+    ) -> Result<Response<pb::ListWindowsResponse>, Status> {
+        Ok(Response::new(self.windows.clone()))
+    }
+
+    async fn focus_window(
+        &self,
+        _: Request<pb::FocusWindowRequest>,
+    ) -> Result<Response<pb::FocusWindowResponse>, Status> {
+        Ok(Response::new(pb::FocusWindowResponse { window: self.windows.windows.first().cloned() }))
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 use hvkube_host::display::{Encoders, Hub, ImageFormat, ScreenshotOptions};
 use hvkube_host::guest::{
-    ExecParams, GuestError, Have, OpenOptions, ReadParams, Session, WriteParams, budget,
+    ExecParams, GuestError, Have, OpenOptions, ReadParams, Selection, Session, WriteParams, budget,
 };
 use hvkube_host::hypervisor::Hypervisor;
 use hvkube_host::hypervisor::process::{Process, ProcessConfig};
@@ -311,6 +311,66 @@ async fn programs_that_never_stop_talking_wait_for_their_reader() {
         assert!(matches!(never, Err(GuestError::Timeout(_))), "{never:?}");
         let drawn = drawn.load(std::sync::atomic::Ordering::Relaxed);
         assert!(drawn <= 8, "{drawn} MiB were drawn in");
+        is_well().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn desktops_full_of_nothing_cost_what_they_may() {
+    use pb::get_clipboard_response::Part;
+    let screen = Some(pb::ScreenInfo { width: 64, height: 64, ..Default::default() });
+    let list = |windows: usize| {
+        count::apart(|| {
+            let windows = vec![pb::Window::default(); windows];
+            pb::ListWindowsResponse { windows, screen: screen.clone() }
+        })
+    };
+    // Two bytes each on the way, and a hundred in memory: as many as pass, and more.
+    let (most, more) = (list(190_000), list(1_000_000));
+    costs(NO_SCREEN, async {
+        let (io, _) = Agent { windows: most, ..Agent::default() }.start();
+        let session = open(io, soon()).await.expect("a session");
+        let all = futures_util::future::join_all((0..4).map(|_| session.list_windows(soon()))).await;
+        for windows in all {
+            assert_eq!(windows.expect("a list").windows.len(), 256);
+        }
+        let (io, _) = Agent { windows: more, ..Agent::default() }.start();
+        let session = open(io, soon()).await.expect("a session");
+        protocol(session.list_windows(soon()).await, "decoded message");
+        is_well().await;
+    })
+    .await;
+
+    let windows = count::apart(|| vec![pb::Window { title: "t".repeat(1 << 20), ..pb::Window::default() }]);
+    let talks = Agent {
+        windows: pb::ListWindowsResponse { windows, screen },
+        clipboard: Arc::new(|| {
+            let bytes = 16 << 20;
+            let header = pb::ClipboardHeader { kind: 1, bytes, ..Default::default() };
+            let endless = stream::repeat(Part::Data(Bytes::from(vec![b'x'; 64 << 10])));
+            let parts = stream::iter([Part::Header(header)]).chain(endless);
+            parts.map(|part| pb::GetClipboardResponse { part: Some(part) }).boxed()
+        }),
+        ..Agent::default()
+    };
+    let shouts = Agent {
+        clipboard: Arc::new(|| {
+            let part = Some(Part::Data(Bytes::from(vec![b'x'; 1 << 20])));
+            stream::iter([pb::GetClipboardResponse { part }]).boxed()
+        }),
+        ..Agent::default()
+    };
+    costs(NO_SCREEN, async {
+        let (io, _) = talks.start();
+        let session = open(io, soon()).await.expect("a session");
+        protocol(session.focus_window(0, Duration::ZERO, soon()).await, "decoded message");
+        let endless = session.get_clipboard(Selection::Clipboard, None, usize::MAX, soon()).await;
+        protocol(endless, "more than the clipboard's bytes");
+        let (io, _) = shouts.start();
+        let session = open(io, soon()).await.expect("a session");
+        let shouted = session.get_clipboard(Selection::Clipboard, None, usize::MAX, soon()).await;
+        protocol(shouted, "decoded message");
         is_well().await;
     })
     .await;

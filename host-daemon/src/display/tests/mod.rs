@@ -1,5 +1,6 @@
 //! Hubs with an agent in memory, and with none.
 
+mod handover;
 mod masks;
 mod secrets;
 pub(super) mod stub;
@@ -611,6 +612,13 @@ async fn an_agent_that_hangs_is_passed_by_until_it_answers_again() {
     attach(&hub, &fake, 3).await;
     let options = ScreenshotOptions::default();
     assert_eq!(hub.screenshot(&options, soon()).await.expect("picture").source, Source::Agent);
+    // It waits for a change that the guest will not tell.
+    let mut still = hub.subscribe(fast()).expect("legal");
+    assert_eq!(still.next().await.map(frame).expect("a frame").picture.source, Source::Agent);
+    let still = tokio::spawn(async move { still.next().await });
+    while !hub.0.view.watching.covers(true) {
+        tokio::task::yield_now().await;
+    }
     fake.state().hangs = true;
     let text = |text: &str| vec![InputEvent::Text { text: text.into(), interval: Duration::ZERO }];
     // It has just answered, so it is trusted with this, and then nobody knows.
@@ -620,6 +628,8 @@ async fn an_agent_that_hangs_is_passed_by_until_it_answers_again() {
 
     let done = hub.send_input("b", text("hi"), None, soon()).await.expect("done");
     assert_eq!((done.source, done.completed), (Source::Hypervisor, 1));
+    let told = tokio::time::timeout(Duration::from_secs(10), still).await.expect("told by whoever found out");
+    assert_eq!(told.expect("no panic").map(frame).expect("a frame").picture.source, Source::Hypervisor);
     let typed = stub.done.lock().expect("no panic").len();
     let lost = hub.send_input("a", text("no"), None, soon()).await;
     assert!(matches!(lost, Err(DisplayError::OutcomeUnknown { .. })), "the agent may do it yet: {lost:?}");

@@ -1,5 +1,6 @@
 //! A hypervisor that has a screen and a keyboard, and nothing else.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -19,6 +20,8 @@ pub(in crate::display) struct Stub {
     facts: BackendFacts,
     pub(in crate::display) frame: Mutex<Frame>,
     pub(in crate::display) done: Mutex<Vec<RawInput>>,
+    /// Input fails.
+    pub(in crate::display) broken: AtomicBool,
     /// What the screen shows after the next input.
     next: Mutex<Option<u8>>,
 }
@@ -44,6 +47,7 @@ impl Stub {
             },
             frame: Mutex::new(Frame { size, pixels: vec![0; size.frame_bytes()].into() }),
             done: Mutex::default(),
+            broken: AtomicBool::new(false),
             next: Mutex::default(),
         })
     }
@@ -143,6 +147,9 @@ impl Hypervisor for Stub {
         Ok(self.frame.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
     async fn input(&self, _: &VmId, _: Size, events: &[RawInput]) -> HvResult<()> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(NO);
+        }
         self.done.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(events);
         if let Some(value) = self.next.lock().unwrap_or_else(PoisonError::into_inner).take() {
             self.show(value);

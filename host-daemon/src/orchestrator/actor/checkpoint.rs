@@ -63,6 +63,7 @@ impl Actor {
             match self.shared.hv.restore_checkpoint(&self.row.id, &id).await {
                 Ok(rest) => {
                     self.set_run(None);
+                    self.hub.forget_input();
                     self.rested(rest, &cause, false).await?;
                 }
                 Err(error) => return Err(self.failed("restore", error.into()).await),

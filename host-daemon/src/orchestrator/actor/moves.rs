@@ -172,6 +172,7 @@ impl Actor {
             return Err(self.failed("boot", error.into()).await);
         }
         self.set_run(None);
+        self.hub.forget_input();
         self.enter(VmState::Off, why).await?;
         self.start(why, false).await
     }
@@ -238,6 +239,7 @@ impl Actor {
         match self.shared.hv.stop(&self.row.id, how).await {
             Ok(()) => {
                 self.set_run(None);
+                self.hub.forget_input();
                 self.enter_with(VmState::Off, cause, |row| row.clean = false).await
             }
             Err(error) => Err(self.failed("stop", error.into()).await),
@@ -284,6 +286,7 @@ impl Actor {
             Ok(rest) => {
                 self.set_run(None);
                 self.uncover();
+                self.hub.forget_input();
                 self.usable(rest).await
             }
             Err(error) => Err(self.failed("reset", error.into()).await),
