@@ -256,7 +256,7 @@ async fn what_is_no_console_is_refused_by_its_field_and_none_holds_up_a_stop() {
     let input = desktop.stream_input(daemon.request(ReceiverStream::new(input)));
     let silent = async { tokio::join!(console, input) };
     let (console, input) = tokio::time::timeout(PATIENCE, silent).await.expect("refused in time");
-    let fields = (field(&console.err().expect("refused")), field(&input.expect_err("refused")));
+    let fields = (field(&console.expect_err("refused")), field(&input.expect_err("refused")));
     assert_eq!(fields, ("ticket".to_owned(), "messages[0].target".to_owned()));
 
     let good = ticket(&daemon, &token, &lease, true).await.expect("a ticket");
