@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use hvkube_sdk::v1::{Event, Pool, VmState, WatchEventsRequest};
+use hvkube_sdk::v1::{Event, LeaseState, Pool, PoolShortfallReason, VmState, WatchEventsRequest};
 use hvkube_sdk::{Change, Code, ReleasePolicy};
 use hvkube_tests::{Rig, refused, until};
 use tokio_stream::StreamExt as _;
@@ -19,6 +19,8 @@ async fn what_goes_wrong_is_made_good() {
     rig.scenario("an address changes", address).await;
     rig.scenario("the agent freezes", frozen).await;
     rig.scenario("a saved state is damaged", damaged).await;
+    rig.scenario("a vm dies while the daemon is away", meanwhile).await;
+    rig.scenario("the host's memory is promised away", memory).await;
     rig.drop_pool("edge").await;
     rig.check().await;
 }
@@ -164,5 +166,54 @@ async fn damaged(rig: &mut Rig) {
     let told = causes(rig, &name).await;
     assert!(told.iter().any(|cause| cause.contains("resume failed")), "{told:?}");
     desktop.release(ReleasePolicy::Reset).await.expect("released");
+    rig.ready("edge", 2).await;
+}
+
+/// As after a crash of the whole host: nobody can say how the VM ended, and what its holder has written is on its disk.
+async fn meanwhile(rig: &mut Rig) {
+    let desktop = rig.acquire("edge").await;
+    let boot = ["cat", "/proc/sys/kernel/random/boot_id"];
+    let before = desktop.exec(boot).await.expect("exec").stdout_lossy().into_owned();
+    let keep = ["sh", "-c", "echo kept >/var/tmp/mark && sync"];
+    assert!(desktop.exec(keep).await.expect("exec").success());
+    let vm = rig.vm(&desktop.vm().name).await;
+    let lease = desktop.detach();
+    rig.kill();
+    rig.kill_machine(&vm);
+    rig.again().await;
+    let client = rig.client();
+    assert_eq!(client.get_lease(&lease.name).await.expect("a lease").state(), LeaseState::Active);
+    let target = client.target(&lease.name);
+    let after = until("the desktop, booted from its disk", async || {
+        let output = target.exec(boot).timeout(Duration::from_secs(30)).await.ok()?;
+        Some(output.stdout_lossy().into_owned())
+    })
+    .await;
+    assert_ne!(after, before, "its memory is gone");
+    assert_eq!(target.read_file("/var/tmp/mark", 16).await.expect("kept"), b"kept\n"[..]);
+    let told = causes(rig, &vm.name).await;
+    assert!(told.iter().any(|cause| cause.contains("after a restart of the daemon")), "{told:?}");
+    client.release_vm(&lease.name, ReleasePolicy::Reset).await.expect("released");
+    rig.ready("edge", 2).await;
+    rig.check().await;
+}
+
+async fn memory(rig: &mut Rig) {
+    rig.kill();
+    rig.again_with(&["--set", "orchestrator.memory_limit_percent=1"]).await;
+    // More than a hundredth of any host, and what is there already counts although it is saved.
+    resize(rig, 1000, 0).await;
+    let client = rig.client();
+    let status = until("a reason", async || {
+        let status = client.get_pool("edge").await.expect("a pool").status?;
+        let of_memory = |reason| reason == PoolShortfallReason::HostMemory;
+        status.shortfalls.iter().any(|one| of_memory(one.reason()) && one.count > 0).then_some(status)
+    })
+    .await;
+    assert!(status.total < 1000, "{status:?}");
+    resize(rig, 2, 0).await;
+    rig.ready("edge", 2).await;
+    rig.kill();
+    rig.again_with(&[]).await;
     rig.ready("edge", 2).await;
 }
