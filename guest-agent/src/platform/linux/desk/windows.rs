@@ -66,7 +66,7 @@ impl Server {
         if self.focus_among(&[id])? != Some(id) || !self.is_managed_focus(id)? {
             return Ok(None);
         }
-        self.told(self.ask_about(id)?, Some(id))
+        Ok(self.told(self.ask_about(id)?, Some(id))?.filter(|window| window.focused))
     }
 
     /// Asks for a window to be raised and focused.
@@ -218,7 +218,8 @@ impl Server {
             pid,
             bounds: Some(bounds.area()),
             content: Some(content.area()),
-            focused: focused == Some(asked.id),
+            // While it is being minimised a window manager hides it first and takes the focus away after.
+            focused: focused == Some(asked.id) && !minimised,
             minimised,
         }))
     }
