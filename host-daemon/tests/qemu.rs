@@ -678,6 +678,7 @@ async fn a_damaged_or_foreign_state_is_refused_and_the_vm_stays_saved() {
     let error = host.resume(&vm).await.expect_err("another QEMU");
     let HvError::Incompatible(why) = &error else { panic!("{error}") };
     assert!(why.contains("QEMU 1.") && why.matches("QEMU ").count() == 2, "names both: {why}");
+    assert!(matches!(host.check_memory(&vm).await, Err(HvError::Incompatible(_))));
     write(&manifest, whole.as_bytes());
 
     let content = std::fs::read(&state).expect("read");
@@ -687,9 +688,12 @@ async fn a_damaged_or_foreign_state_is_refused_and_the_vm_stays_saved() {
     write(&state, &content[..content.len() / 2]);
     let error = host.resume(&vm).await.expect_err("cut");
     assert!(matches!(&error, HvError::StateDamaged(_)), "{error}");
+    let error = host.check_memory(&vm).await.expect_err("seen without reading it");
+    assert!(matches!(&error, HvError::StateDamaged(_)), "{error}");
     assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Saved);
     assert_eq!(host.processes(), [0; 0]);
     write(&state, &content);
+    host.check_memory(&vm).await.expect("whole again");
     host.resume(&vm).await.expect("whole again");
     assert_eq!(host.shell(&vm).await.ok(COUNT).await, "8");
 }

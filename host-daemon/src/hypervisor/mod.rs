@@ -303,6 +303,14 @@ pub enum HvError {
     },
 }
 
+impl HvError {
+    /// Whether a saved memory will never be of use again, here and as it is.
+    #[must_use]
+    pub fn is_of_memory(&self) -> bool {
+        matches!(self, Self::StateDamaged(_) | Self::Incompatible(_))
+    }
+}
+
 /// Result of a hypervisor call.
 pub type HvResult<T> = Result<T, HvError>;
 
@@ -329,6 +337,13 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// What a VM is now.
     async fn observe(&self, vm: &VmId) -> HvResult<Observed>;
+
+    /// Whether the saved memory of a VM can be read back, as far as that shows without reading it; a VM without one is fine.
+    /// Takes microseconds: every free VM is asked now and then.
+    /// Errors: `StateDamaged`, `Incompatible`.
+    async fn check_memory(&self, _vm: &VmId) -> HvResult<()> {
+        Ok(())
+    }
 
     /// Checks a golden disk and its settings and records its hash; the disk is never written.
     /// Errors: `FileNotFound`, `NotAnImage`, `BadSetting`, `AlreadyExists`.

@@ -356,7 +356,7 @@ pub(super) async fn make_ready(shared: &Shared, grant: &Grant<'_>) -> Result<Rec
         if other || !held || shared.stopping.is_cancelled() {
             return Err(error);
         }
-        let why = if boot {
+        let mut why = if boot {
             format!("booted, since after a reset {error}")
         } else {
             format!("reset, since after its resume {error}")
@@ -366,7 +366,12 @@ pub(super) async fn make_ready(shared: &Shared, grant: &Grant<'_>) -> Result<Rec
         let fallen =
             grant.handle.call(move |vm| Box::pin(async move { vm.fall_back(&id, boot, &cause).await })).await;
         let proven = match fallen {
-            Ok(()) => first_proof(grant, limit).await,
+            // A clean memory that is of no use makes a reset a boot, which takes its time.
+            Ok((VmState::Booting, cause)) => {
+                why = cause;
+                first_proof(grant, settings.boot_timeout).await
+            }
+            Ok(_) => first_proof(grant, limit).await,
             Err(error) => Err(error),
         };
         match proven {

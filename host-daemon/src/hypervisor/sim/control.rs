@@ -89,6 +89,14 @@ impl Control {
         self.0.corrupt(vm)
     }
 
+    /// Damages the memory that a template's clean VMs share; its disk stays whole.
+    ///
+    /// # Errors
+    /// When there is no such template.
+    pub fn corrupt_template(&self, template: &TemplateId) -> HvResult<()> {
+        self.0.corrupt_template(template)
+    }
+
     /// What exists, by id, as the next daemon would find it: what is told here is in the journal.
     #[must_use]
     pub fn found(&self) -> Vec<Found> {

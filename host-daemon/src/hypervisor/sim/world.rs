@@ -252,6 +252,19 @@ impl World {
         inner.write(VmRecord { damaged: true, ..record })
     }
 
+    /// Damages the memory that clean VMs of a template share.
+    pub(super) fn corrupt_template(&self, id: &TemplateId) -> HvResult<()> {
+        let mut inner = self.lock();
+        let mut changes = vec![Change::Template(TemplateRecord { damaged: true, ..inner.template(id)?.clone() })];
+        let sharing = inner.vms.values().map(|vm| &vm.record).filter(|record| {
+            record.definition.origin == Origin::Template(id.clone())
+                && record.phase == Phase::Saved
+                && record.state.is_none()
+        });
+        changes.extend(sharing.map(|record| Change::Vm(VmRecord { damaged: true, ..record.clone() })));
+        inner.make(changes)
+    }
+
     fn tell(&self, event: Event) {
         let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) else { return };
         let events = self.events.clone();
@@ -335,6 +348,13 @@ impl Inner {
         match origin {
             Origin::Golden(_) => None,
             Origin::Template(id) => self.templates.get(id)?.sealed.clone(),
+        }
+    }
+
+    pub(super) fn clean_is_damaged(&self, origin: &Origin) -> bool {
+        match origin {
+            Origin::Golden(_) => false,
+            Origin::Template(id) => self.templates.get(id).is_some_and(|template| template.damaged),
         }
     }
 

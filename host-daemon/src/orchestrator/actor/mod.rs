@@ -40,6 +40,7 @@ use hot::Proofs;
 pub(super) use hot::readiness;
 pub(super) use lease::changed_hands;
 pub(super) use link::{Link, first_address};
+pub(super) use moves::is_warm;
 pub(super) use suspend::preempted;
 
 /// Commands waiting for one VM. Callers queue here in order; more than this many at one VM is a runaway client, who
