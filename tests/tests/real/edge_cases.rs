@@ -250,9 +250,9 @@ const SECOND: Duration = Duration::from_secs(6);
 /// Run by the guest's systemd in its first boot: it stops the agent as soon as the host has left it, which it does once its
 /// desktop is settled. So the agent is silent in the clean state, and in every VM's memory that begins with it.
 const HUSH: &str = "systemctl --no-block start multi-user.target; [ -e /hushed ] && exit 0; touch /hushed; sync; \
-    mount -t debugfs none /sys/kernel/debug; cd /sys/kernel/debug/virtio-ports; n=0; \
-    while [ $$n -lt 10 ]; do n=$$((n+1)); sleep 0.2; pgrep -f guest.worke[r] && grep -q connected:.1 * || n=0; done; \
-    while grep -q connected:.1 *; do sleep 0.05; done; pkill -STOP -x hvkube-guest";
+    mount -t debugfs none /sys/kernel/debug; cd /sys/kernel/debug/virtio-ports; \
+    until pgrep -f guest.worke[r] && grep -q host_connected:.1 *; do sleep 0.2; done; sleep 1; \
+    agent=$$(pgrep -x hvkube-guest); while grep -q host_connected:.1 *; do sleep 0.05; done; kill -STOP $$agent";
 
 async fn silent(rig: &mut Rig) {
     rig.kill();
@@ -263,7 +263,8 @@ async fn silent(rig: &mut Rig) {
     let mut template = rig.image.template();
     let source = template.source.as_mut().expect("a source");
     source.kernel_cmdline += &format!(
-        " systemd.run_success_action=none systemd.run_failure_action=none systemd.run=\"/bin/sh -c '{HUSH}'\""
+        " systemd.unit=kernel-command-line.target systemd.run_success_action=none \
+         systemd.run_failure_action=none systemd.run=\"/bin/sh -c '{HUSH}'\""
     );
     make_template(&client, "hushed", template).await.expect("a template");
     let pool = Pool { template: "templates/hushed".into(), desired_count: 1, ..Pool::default() };

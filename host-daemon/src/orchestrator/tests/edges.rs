@@ -142,6 +142,19 @@ async fn a_lease_on_a_damaged_template_boots_its_clean_disk() {
 }
 
 #[tokio::test]
+async fn a_lease_does_not_use_up_a_pool_whose_template_is_damaged() {
+    let edge = Edge::ready(Settings { keep_broken: LONG, ..settings() }, 6).await;
+    edge.control().corrupt_template(&id("linux")).expect("a template");
+    let granted = edge.acquire().await;
+    assert_eq!(granted.lease.receipt.as_ref().expect("receipt").replaced, 1);
+    assert!(running(&granted).contains("booted, since"), "{}", running(&granted));
+    let status = edge.warm(5).await;
+    assert_eq!((status.leased, status.quarantined), (1, 1), "what it did not need is left alone");
+    release(&edge.o, &granted, ReleasePolicy::Reset).await;
+    edge.warm(6).await;
+}
+
+#[tokio::test]
 async fn free_vms_of_a_damaged_template_are_made_ready_anew_while_nobody_waits() {
     let edge = Edge::ready(Settings { provision_parallel: 2, ..quick(10) }, 5).await;
     let vms = edge.vms().await;
