@@ -343,7 +343,9 @@ async fn a_death_is_told_once_and_a_shutdown_is_no_crash() {
     let log = log_of(run.pid);
     std::fs::write(&log, "qemu: the last thing it said\n").expect("write");
     kill(i32::try_from(run.pid).expect("pid"));
-    let Event::Exited { vm: who, run: which, reason, clean } = event(&mut events).await;
+    let Event::Exited { vm: who, run: which, reason, clean } = event(&mut events).await else {
+        panic!("it ended")
+    };
     assert_eq!((who, which, clean), (vm.clone(), run, false));
     assert!(reason.contains("signal 9") && reason.contains("the last thing it said"), "{reason}");
     assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Off, "its memory is lost");
@@ -352,7 +354,7 @@ async fn a_death_is_told_once_and_a_shutdown_is_no_crash() {
     host.resume(&vm).await.expect("resume");
     let mut stream = host.open_guest(&vm).await.expect("port");
     tokio::io::AsyncWriteExt::write_all(&mut stream, b"poweroff -f\n").await.expect("write");
-    let Event::Exited { reason, clean, .. } = event(&mut events).await;
+    let Event::Exited { reason, clean, .. } = event(&mut events).await else { panic!("it ended") };
     assert!(clean, "{reason}");
 
     // What we end ourselves is nobody's news.

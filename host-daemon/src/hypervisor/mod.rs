@@ -172,6 +172,26 @@ pub enum Event {
         /// The guest shut itself down in an orderly way.
         clean: bool,
     },
+    /// A VM's CPUs were stopped, since the host could not do what its disk was asked for. Nothing is lost: `resume` tries
+    /// that again.
+    Halted {
+        /// The VM.
+        vm: VmId,
+        /// Its run, which goes on.
+        run: Run,
+        /// What could not be done, and why.
+        reason: String,
+    },
+}
+
+impl Event {
+    /// The VM it is about.
+    #[must_use]
+    pub fn vm(&self) -> &VmId {
+        match self {
+            Self::Exited { vm, .. } | Self::Halted { vm, .. } => vm,
+        }
+    }
 }
 
 /// Files of a VM, for people.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use hvkube_sdk::v1::{Event, LeaseState, Pool, PoolShortfallReason, VmState, WatchEventsRequest};
@@ -21,6 +22,7 @@ async fn what_goes_wrong_is_made_good() {
     rig.scenario("a saved state is damaged", damaged).await;
     rig.scenario("a vm dies while the daemon is away", meanwhile).await;
     rig.scenario("the host's memory is promised away", memory).await;
+    rig.scenario("the host's disk is full", full).await;
     rig.drop_pool("edge").await;
     rig.check().await;
 }
@@ -223,6 +225,92 @@ async fn memory(rig: &mut Rig) {
     rig.ready("edge", 2).await;
 }
 
+/// A small file system with what was in a folder, in its place.
+struct Small(PathBuf);
+
+impl Small {
+    fn over(folder: PathBuf, room_mb: u64) -> Self {
+        let beside = folder.with_extension("whole");
+        std::fs::rename(&folder, &beside).expect("renamed");
+        std::fs::create_dir(&folder).expect("made");
+        let used = run("du", &["-s", "-m"], &[&beside]);
+        let used: u64 = used.split_whitespace().next().and_then(|mb| mb.parse().ok()).expect("a size");
+        let options = format!("size={}m", used + room_mb);
+        run("mount", &["-t", "tmpfs", "-o", &options, "none"], &[&folder]);
+        let small = Self(folder);
+        run("cp", &["-a", "--sparse=always"], &[&beside.join("."), &small.0]);
+        small
+    }
+
+    fn grow(&self) {
+        run("mount", &["-o", "remount,size=50%"], &[&self.0]);
+    }
+
+    /// Puts a folder as there was in its place, with what is in it now.
+    fn back(self) {
+        let (folder, beside) = (self.0.clone(), self.0.with_extension("whole"));
+        std::fs::remove_dir_all(&beside).expect("removed");
+        run("cp", &["-a", "--sparse=always"], &[&folder, &beside]);
+        drop(self);
+        std::fs::remove_dir(&folder).expect("removed");
+        std::fs::rename(&beside, &folder).expect("renamed");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Lazily: when a test fails, VMs still have files in it.
+        run("umount", &["--lazy"], &[&self.0]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str], paths: &[&Path]) -> String {
+    let output = Command::new(program).args(arguments).args(paths).output().expect(program);
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+async fn full(rig: &mut Rig) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root may mount a small file system");
+        return;
+    }
+    rig.kill();
+    let disks = Small::over(rig.state_dir().join("qemu/disks"), 24);
+    rig.again().await;
+    let client = rig.client();
+    let desktop = rig.acquire("edge").await;
+    let name = desktop.vm().name.clone();
+    // In the background: the VM stands still in the middle of it.
+    let fill = "(dd if=/dev/urandom of=/var/tmp/big bs=1M count=64 conv=fsync && echo whole >/var/tmp/done) \
+                >/dev/null 2>&1 &";
+    assert!(desktop.exec(["sh", "-c", fill]).await.expect("exec").success());
+    let halted = until("a vm that stands still", async || {
+        let vm = rig.vm(&name).await;
+        (vm.state() == VmState::Paused).then_some(vm)
+    })
+    .await;
+    let reason = "the host can't write its disk: No space left on device";
+    assert_eq!(halted.state_reason, reason);
+    assert!(causes(rig, &name).await.iter().any(|cause| cause == reason));
+    let lease = client.get_lease(&desktop.lease().name).await.expect("a lease");
+    assert_eq!(lease.state(), LeaseState::Active);
+    // Its guest has seen no error, and goes on once there is room.
+    disks.grow();
+    client.resume_vm(&name).await.expect("resumed");
+    until("all of it", async || {
+        let done = desktop.read_file("/var/tmp/done", 16).await.ok()?;
+        (done == b"whole\n"[..]).then_some(())
+    })
+    .await;
+    desktop.release(ReleasePolicy::Reset).await.expect("released");
+    rig.ready("edge", 2).await;
+    rig.kill();
+    disks.back();
+    rig.again().await;
+    rig.ready("edge", 2).await;
+}
+
 /// How a lease's VM came to run, as its receipt says.
 fn running(desktop: &Desktop) -> String {
     let receipt = desktop.lease().receipt.as_ref().expect("a receipt");
@@ -288,7 +376,10 @@ async fn silent(rig: &mut Rig) {
     assert_eq!(desktop.vm().name, name);
     assert!(!running(&desktop).contains("since"), "{}", running(&desktop));
     assert!(desktop.exec(["true"]).await.expect("it answers").success());
-    in_order(&events(rig, &name).await, &["given back; booted, since", "booted clean, saved again", "leased"]);
+    in_order(
+        &events(rig, &name).await,
+        &["given back; booted, since", "booted clean, saved again", "leased"],
+    );
     desktop.release(ReleasePolicy::Reset).await.expect("released");
     rig.drop_pool("hushed").await;
     rig.kill();

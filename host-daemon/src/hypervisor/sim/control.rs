@@ -81,6 +81,14 @@ impl Control {
         self.0.hang(vm, hung)
     }
 
+    /// Stops the CPUs of a VM that runs, as a hypervisor does whose disk is full.
+    ///
+    /// # Errors
+    /// As [`Control::kill`].
+    pub fn halt(&self, vm: &VmId, reason: &str) -> HvResult<()> {
+        self.0.halt(vm, reason)
+    }
+
     /// Damages the saved memory of a VM.
     ///
     /// # Errors

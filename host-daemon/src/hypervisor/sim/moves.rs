@@ -106,8 +106,7 @@ impl World {
             if known(&inner) {
                 return Err(exists("template", id));
             }
-            let record =
-                TemplateRecord { id: id.clone(), spec: spec.clone(), sealed: None, damaged: false };
+            let record = TemplateRecord { id: id.clone(), spec: spec.clone(), sealed: None, damaged: false };
             inner.make(vec![Change::Template(record)])?;
         }
         self.stepper.stand(Call::Import, id.as_str(), true).await?;

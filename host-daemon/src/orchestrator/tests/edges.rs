@@ -225,7 +225,11 @@ fn a_leased_vm_that_dies_while_the_daemon_is_down_is_lost() {
     drop(runtime);
     life(dir.path(), async |edge: Edge| {
         let lease = edge.o.lease(&granted.lease.id).await.expect("lease");
-        assert_eq!(lease.ended, Some(EndedAs::VmLost), "its holder is told, and gets no desktop that was booted");
+        assert_eq!(
+            lease.ended,
+            Some(EndedAs::VmLost),
+            "its holder is told, and gets no desktop that was booted"
+        );
         assert!(lease.end_reason.contains("while nobody watched it"), "{}", lease.end_reason);
         assert_eq!(state(&edge.o, vm).await, VmState::Error);
         edge.warm(2).await;
@@ -308,6 +312,35 @@ async fn the_hosts_memory_is_promised_up_to_its_share_and_saved_vms_count() {
         release(&edge.o, &granted, ReleasePolicy::Reset).await;
         assert_eq!(edge.warm(room).await.total, room);
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_the_hypervisor_stops_is_told_and_goes_on_when_asked() {
+    let edge = Edge::ready(settings(), 1).await;
+    let granted = edge.acquire().await;
+    let vm = &granted.vm.vm.id;
+    for _ in 0..2 {
+        edge.control().halt(vm, "the host can't write its disk: No space left on device").expect("it runs");
+        until("told", async || (state(&edge.o, vm).await == VmState::Paused).then_some(())).await;
+        let why = edge.o.vm(vm).await.expect("vm").vm.state_reason;
+        assert!(why.contains("No space left"), "{why}");
+        assert!(edge.o.lease(&granted.lease.id).await.expect("lease").ended.is_none());
+        edge.o.resume_vm(&admin(), vm).await.expect("resumed");
+        assert_eq!(state(&edge.o, vm).await, VmState::Running);
+    }
+    release(&edge.o, &granted, ReleasePolicy::Reset).await;
+    edge.warm(1).await;
+
+    // Nobody's: put back by itself.
+    let hot = UpdatePool { hot: Some(1), ..UpdatePool::default() };
+    edge.o.update_pool(&id("desk"), None, hot).await.expect("changed");
+    let is_hot = |status: &PoolStatus| status.hot == 1;
+    status_when(&edge.o, "desk", "hot", is_hot).await;
+    let before = edge.o.vm(vm).await.expect("vm").vm.version;
+    edge.control().halt(vm, "the host can't write its disk: No space left on device").expect("it runs");
+    let again = async || (edge.o.vm(vm).await.expect("vm").vm.version > before + 2).then_some(());
+    until("put back", again).await;
+    status_when(&edge.o, "desk", "hot again", is_hot).await;
 }
 
 fn quick(every: u64) -> Settings {
