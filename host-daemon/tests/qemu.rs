@@ -343,7 +343,9 @@ async fn a_death_is_told_once_and_a_shutdown_is_no_crash() {
     let log = log_of(run.pid);
     std::fs::write(&log, "qemu: the last thing it said\n").expect("write");
     kill(i32::try_from(run.pid).expect("pid"));
-    let Event::Exited { vm: who, run: which, reason, clean } = event(&mut events).await;
+    let Event::Exited { vm: who, run: which, reason, clean } = event(&mut events).await else {
+        panic!("it ended")
+    };
     assert_eq!((who, which, clean), (vm.clone(), run, false));
     assert!(reason.contains("signal 9") && reason.contains("the last thing it said"), "{reason}");
     assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Off, "its memory is lost");
@@ -352,7 +354,7 @@ async fn a_death_is_told_once_and_a_shutdown_is_no_crash() {
     host.resume(&vm).await.expect("resume");
     let mut stream = host.open_guest(&vm).await.expect("port");
     tokio::io::AsyncWriteExt::write_all(&mut stream, b"poweroff -f\n").await.expect("write");
-    let Event::Exited { reason, clean, .. } = event(&mut events).await;
+    let Event::Exited { reason, clean, .. } = event(&mut events).await else { panic!("it ended") };
     assert!(clean, "{reason}");
 
     // What we end ourselves is nobody's news.
@@ -678,6 +680,7 @@ async fn a_damaged_or_foreign_state_is_refused_and_the_vm_stays_saved() {
     let error = host.resume(&vm).await.expect_err("another QEMU");
     let HvError::Incompatible(why) = &error else { panic!("{error}") };
     assert!(why.contains("QEMU 1.") && why.matches("QEMU ").count() == 2, "names both: {why}");
+    assert!(matches!(host.check_memory(&vm).await, Err(HvError::Incompatible(_))));
     write(&manifest, whole.as_bytes());
 
     let content = std::fs::read(&state).expect("read");
@@ -687,9 +690,12 @@ async fn a_damaged_or_foreign_state_is_refused_and_the_vm_stays_saved() {
     write(&state, &content[..content.len() / 2]);
     let error = host.resume(&vm).await.expect_err("cut");
     assert!(matches!(&error, HvError::StateDamaged(_)), "{error}");
+    let error = host.check_memory(&vm).await.expect_err("seen without reading it");
+    assert!(matches!(&error, HvError::StateDamaged(_)), "{error}");
     assert_eq!(host.observe(&vm).await.expect("observe"), Observed::Saved);
     assert_eq!(host.processes(), [0; 0]);
     write(&state, &content);
+    host.check_memory(&vm).await.expect("whole again");
     host.resume(&vm).await.expect("whole again");
     assert_eq!(host.shell(&vm).await.ok(COUNT).await, "8");
 }

@@ -172,6 +172,26 @@ pub enum Event {
         /// The guest shut itself down in an orderly way.
         clean: bool,
     },
+    /// A VM's CPUs were stopped, since the host could not do what its disk was asked for. Nothing is lost: `resume` tries
+    /// that again.
+    Halted {
+        /// The VM.
+        vm: VmId,
+        /// Its run, which goes on.
+        run: Run,
+        /// What could not be done, and why.
+        reason: String,
+    },
+}
+
+impl Event {
+    /// The VM it is about.
+    #[must_use]
+    pub fn vm(&self) -> &VmId {
+        match self {
+            Self::Exited { vm, .. } | Self::Halted { vm, .. } => vm,
+        }
+    }
 }
 
 /// Files of a VM, for people.
@@ -303,6 +323,14 @@ pub enum HvError {
     },
 }
 
+impl HvError {
+    /// Whether a saved memory will never be of use again, here and as it is.
+    #[must_use]
+    pub fn is_of_memory(&self) -> bool {
+        matches!(self, Self::StateDamaged(_) | Self::Incompatible(_))
+    }
+}
+
 /// Result of a hypervisor call.
 pub type HvResult<T> = Result<T, HvError>;
 
@@ -329,6 +357,13 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// What a VM is now.
     async fn observe(&self, vm: &VmId) -> HvResult<Observed>;
+
+    /// Whether the saved memory of a VM can be read back, as far as that shows without reading it; a VM without one is fine.
+    /// Takes microseconds: every free VM is asked now and then.
+    /// Errors: `StateDamaged`, `Incompatible`.
+    async fn check_memory(&self, _vm: &VmId) -> HvResult<()> {
+        Ok(())
+    }
 
     /// Checks a golden disk and its settings and records its hash; the disk is never written.
     /// Errors: `FileNotFound`, `NotAnImage`, `BadSetting`, `AlreadyExists`.

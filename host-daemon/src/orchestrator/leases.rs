@@ -351,12 +351,14 @@ pub(super) async fn make_ready(shared: &Shared, grant: &Grant<'_>) -> Result<Rec
         Err(error) => error,
     };
     for (boot, limit) in [(false, settings.agent_timeout), (true, settings.boot_timeout)] {
-        let other = shared.pools.outlook(grant.pool, grant.needs).0;
+        // A second one in a row whose memory is of no use: the others' are their template's too, and this one is made good.
+        let of_memory = matches!(error.reason, Reason::StateDamaged | Reason::StateIncompatible);
+        let other = shared.pools.outlook(grant.pool, grant.needs).0 && !(of_memory && grant.replaced > 0);
         let held = grant.handle.look(|row| row.lease.as_ref() == Some(grant.lease) && !row.suspended);
         if other || !held || shared.stopping.is_cancelled() {
             return Err(error);
         }
-        let why = if boot {
+        let mut why = if boot {
             format!("booted, since after a reset {error}")
         } else {
             format!("reset, since after its resume {error}")
@@ -366,7 +368,12 @@ pub(super) async fn make_ready(shared: &Shared, grant: &Grant<'_>) -> Result<Rec
         let fallen =
             grant.handle.call(move |vm| Box::pin(async move { vm.fall_back(&id, boot, &cause).await })).await;
         let proven = match fallen {
-            Ok(()) => first_proof(grant, limit).await,
+            // A clean memory that is of no use makes a reset a boot, which takes its time.
+            Ok((VmState::Booting, cause)) => {
+                why = cause;
+                first_proof(grant, settings.boot_timeout).await
+            }
+            Ok(_) => first_proof(grant, limit).await,
             Err(error) => Err(error),
         };
         match proven {
@@ -387,12 +394,10 @@ async fn first_proof(grant: &Grant<'_>, limit: Duration) -> Result<(Vec<Check>, 
         grant.handle.call(|vm| Box::pin(vm.resume_leased())).await?;
     }
     let deadline = Instant::now() + limit;
-    let proven = prove(grant.handle, grant.at, deadline).await?;
-    // The row of a VM that boots says that it runs a moment after its agent has answered; whoever gets it now may want to
-    // move it at once.
+    // The agent of a VM that boots answers long before its desktop does, and its row says that it runs when both do.
     let mut rows = grant.handle.rows();
     let _ = timeout_at(deadline, rows.wait_for(|row| row.state != VmState::Booting)).await;
-    Ok(proven)
+    prove(grant.handle, grant.at, deadline).await
 }
 
 fn receipt(grant: &Grant<'_>, checks: Vec<Check>, epoch: u64) -> Receipt {

@@ -186,8 +186,7 @@ impl Orchestrator {
 /// Brings what happens by itself to the VMs' actors.
 async fn dispatch(shared: Arc<Shared>, mut events: tokio::sync::mpsc::Receiver<Event>) {
     while let Some(event) = events.recv().await {
-        let Event::Exited { vm, .. } = &event;
-        match shared.registry.get(vm) {
+        match shared.registry.get(event.vm()) {
             Ok(handle) => handle.tell(event).await,
             Err(_) => tracing::debug!(?event, "of a vm that is not ours"),
         }

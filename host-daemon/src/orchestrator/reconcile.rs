@@ -11,7 +11,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::Shared;
-use super::actor::Handle;
+use super::actor::{Handle, is_warm};
 use crate::hypervisor::{Found, Observed};
 use crate::model::error::Result;
 use crate::model::ids::VmId;
@@ -54,11 +54,18 @@ async fn look(shared: &Arc<Shared>, before: &Suspects) -> Result<Suspects> {
     let mut found: HashMap<VmId, Found> =
         found.into_iter().map(|one| (one.definition.id.clone(), one)).collect();
     let mut next = Suspects::default();
+    // Each is booted, which keeps a core busy: not all VMs of a template at once whose memory is damaged.
+    let boots = |handle: &Handle| handle.look(|row| row.state == VmState::Booting);
+    let booting = shared.registry.all().iter().filter(|handle| boots(handle)).count();
+    let mut to_mend = shared.settings.provision_parallel.max(1).saturating_sub(booting);
     for handle in shared.registry.all() {
         let one = found.remove(&handle.id);
         let (fits, version) = handle.look(|row| (fits(&handle, row, one.as_ref()), row.version));
-        if fits {
+        if fits && (to_mend == 0 || is_sound(shared, &handle).await) {
             continue;
+        }
+        if fits {
+            to_mend -= 1;
         }
         if before.changed.get(&handle.id) == Some(&version) {
             // Not waited for: an actor may be busy for minutes.
@@ -89,6 +96,15 @@ async fn look(shared: &Arc<Shared>, before: &Suspects) -> Result<Suspects> {
         }
     }
     Ok(next)
+}
+
+/// Whether the memory that a free VM's next lease begins with can be read back.
+async fn is_sound(shared: &Shared, handle: &Handle) -> bool {
+    if !handle.look(is_warm) {
+        return true;
+    }
+    // Whatever else is wrong shows when it is used.
+    !shared.hv.check_memory(&handle.id).await.is_err_and(|error| error.is_of_memory())
 }
 
 /// Whether a VM is what its row says. One that is on its way says nothing yet, and one that failed nothing more.

@@ -3,6 +3,7 @@
 //! | store | hypervisor | what happens |
 //! | --- | --- | --- |
 //! | row | VM | the row takes the VM's state, the session is opened again, pending clean-up goes on |
+//! | row | VM that is off | one that ran for a lease is lost: `Error`, its lease `VM_LOST` |
 //! | row | none | a VM in the making, or being deleted, is forgotten; another one is lost: `Error`, its lease `VM_LOST` |
 //! | none | VM | deleted: it was made for a row that was never written, or for a template being prepared |
 //! | template `preparing` | anything | its operation failed; it is deleted with what was prepared |

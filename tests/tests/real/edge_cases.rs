@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use hvkube_sdk::v1::{Event, LeaseState, Pool, PoolShortfallReason, VmState, WatchEventsRequest};
-use hvkube_sdk::{Change, Code, ReleasePolicy};
-use hvkube_tests::{Rig, refused, until};
+use hvkube_sdk::{Change, Code, Desktop, ReleasePolicy};
+use hvkube_tests::{Rig, make_template, refused, until};
 use tokio_stream::StreamExt as _;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -21,7 +22,16 @@ async fn what_goes_wrong_is_made_good() {
     rig.scenario("a saved state is damaged", damaged).await;
     rig.scenario("a vm dies while the daemon is away", meanwhile).await;
     rig.scenario("the host's memory is promised away", memory).await;
+    rig.scenario("the host's disk is full", full).await;
     rig.drop_pool("edge").await;
+    rig.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_state_that_is_of_no_use_gives_way_to_a_boot() {
+    let mut rig = Rig::start().await;
+    rig.scenario("a guest does not respond after its resume", silent).await;
+    rig.scenario("the template's clean state is cut", cut_template).await;
     rig.check().await;
 }
 
@@ -32,21 +42,25 @@ async fn resize(rig: &Rig, desired_count: u32, hot_count: u32) {
 
 /// What has happened to a VM, and why.
 async fn causes(rig: &Rig, vm: &str) -> Vec<String> {
+    events(rig, vm).await.into_iter().map(|event| event.cause).collect()
+}
+
+async fn events(rig: &Rig, vm: &str) -> Vec<Event> {
     let request = WatchEventsRequest {
         vm: vm.to_owned(),
         start_time: Some(hvkube_sdk::Timestamp { seconds: 0, nanos: 0 }),
         ..WatchEventsRequest::default()
     };
     let mut watch = std::pin::pin!(rig.client().watch_events(request));
-    let mut causes = Vec::new();
+    let mut events = Vec::new();
     while let Some(change) = watch.next().await {
         match change.expect("events") {
-            Change::Is(Event { cause, .. }) => causes.push(cause),
+            Change::Is(event) => events.push(event),
             Change::Synced => break,
             Change::Gone(_) | Change::Restarted => {}
         }
     }
-    causes
+    events
 }
 
 async fn hot(rig: &mut Rig) {
@@ -169,31 +183,24 @@ async fn damaged(rig: &mut Rig) {
     rig.ready("edge", 2).await;
 }
 
-/// As after a crash of the whole host: nobody can say how the VM ended, and what its holder has written is on its disk.
+/// As after a crash of the whole host: nobody can say how the VM ended.
 async fn meanwhile(rig: &mut Rig) {
     let desktop = rig.acquire("edge").await;
-    let boot = ["cat", "/proc/sys/kernel/random/boot_id"];
-    let before = desktop.exec(boot).await.expect("exec").stdout_lossy().into_owned();
-    let keep = ["sh", "-c", "echo kept >/var/tmp/mark && sync"];
-    assert!(desktop.exec(keep).await.expect("exec").success());
     let vm = rig.vm(&desktop.vm().name).await;
     let lease = desktop.detach();
     rig.kill();
     rig.kill_machine(&vm);
     rig.again().await;
     let client = rig.client();
-    assert_eq!(client.get_lease(&lease.name).await.expect("a lease").state(), LeaseState::Active);
-    let target = client.target(&lease.name);
-    let after = until("the desktop, booted from its disk", async || {
-        let output = target.exec(boot).timeout(Duration::from_secs(30)).await.ok()?;
-        Some(output.stdout_lossy().into_owned())
-    })
-    .await;
-    assert_ne!(after, before, "its memory is gone");
-    assert_eq!(target.read_file("/var/tmp/mark", 16).await.expect("kept"), b"kept\n"[..]);
-    let told = causes(rig, &vm.name).await;
-    assert!(told.iter().any(|cause| cause.contains("after a restart of the daemon")), "{told:?}");
-    client.release_vm(&lease.name, ReleasePolicy::Reset).await.expect("released");
+    let lease = client.get_lease(&lease.name).await.expect("a lease");
+    assert_eq!(lease.state(), LeaseState::VmLost, "no desktop that was booted instead: {lease:?}");
+    assert!(lease.end_reason.contains("ended while nobody watched it"), "{}", lease.end_reason);
+    let silent = client.target(&lease.name).exec(["true"]).await;
+    refused(silent, Code::FailedPrecondition, "LEASE_ENDED", None);
+    assert_eq!(rig.vm(&vm.name).await.state(), VmState::Error, "kept for a look");
+    let told = events(rig, &vm.name).await;
+    in_order(&told, &["leased", "ended while nobody watched it"]);
+    // It is replaced.
     rig.ready("edge", 2).await;
     rig.check().await;
 }
@@ -216,4 +223,227 @@ async fn memory(rig: &mut Rig) {
     rig.kill();
     rig.again_with(&[]).await;
     rig.ready("edge", 2).await;
+}
+
+/// A small file system with what was in a folder, in its place.
+struct Small(PathBuf);
+
+impl Small {
+    fn over(folder: PathBuf, room_mb: u64) -> Self {
+        let beside = folder.with_extension("whole");
+        std::fs::rename(&folder, &beside).expect("renamed");
+        std::fs::create_dir(&folder).expect("made");
+        let used = run("du", &["-s", "-m"], &[&beside]);
+        let used: u64 = used.split_whitespace().next().and_then(|mb| mb.parse().ok()).expect("a size");
+        let options = format!("size={}m", used + room_mb);
+        run("mount", &["-t", "tmpfs", "-o", &options, "none"], &[&folder]);
+        let small = Self(folder);
+        run("cp", &["-a", "--sparse=always"], &[&beside.join("."), &small.0]);
+        small
+    }
+
+    fn grow(&self) {
+        run("mount", &["-o", "remount,size=50%"], &[&self.0]);
+    }
+
+    /// Puts a folder as there was in its place, with what is in it now.
+    fn back(self) {
+        let (folder, beside) = (self.0.clone(), self.0.with_extension("whole"));
+        std::fs::remove_dir_all(&beside).expect("removed");
+        run("cp", &["-a", "--sparse=always"], &[&folder, &beside]);
+        drop(self);
+        std::fs::remove_dir(&folder).expect("removed");
+        std::fs::rename(&beside, &folder).expect("renamed");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Lazily: when a test fails, VMs still have files in it.
+        run("umount", &["--lazy"], &[&self.0]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str], paths: &[&Path]) -> String {
+    let output = Command::new(program).args(arguments).args(paths).output().expect(program);
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+async fn full(rig: &mut Rig) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root may mount a small file system");
+        return;
+    }
+    rig.kill();
+    let disks = Small::over(rig.state_dir().join("qemu/disks"), 24);
+    rig.again().await;
+    let client = rig.client();
+    let desktop = rig.acquire("edge").await;
+    let name = desktop.vm().name.clone();
+    // In the background: the VM stands still in the middle of it.
+    let fill = "(dd if=/dev/urandom of=/var/tmp/big bs=1M count=64 conv=fsync && echo whole >/var/tmp/done) \
+                >/dev/null 2>&1 &";
+    assert!(desktop.exec(["sh", "-c", fill]).await.expect("exec").success());
+    let halted = until("a vm that stands still", async || {
+        let vm = rig.vm(&name).await;
+        (vm.state() == VmState::Paused).then_some(vm)
+    })
+    .await;
+    let reason = "the host can't write its disk: No space left on device";
+    assert_eq!(halted.state_reason, reason);
+    assert!(causes(rig, &name).await.iter().any(|cause| cause == reason));
+    let lease = client.get_lease(&desktop.lease().name).await.expect("a lease");
+    assert_eq!(lease.state(), LeaseState::Active);
+    // Its guest has seen no error, and goes on once there is room.
+    disks.grow();
+    client.resume_vm(&name).await.expect("resumed");
+    until("all of it", async || {
+        let done = desktop.read_file("/var/tmp/done", 16).await.ok()?;
+        (done == b"whole\n"[..]).then_some(())
+    })
+    .await;
+    desktop.release(ReleasePolicy::Reset).await.expect("released");
+    rig.ready("edge", 2).await;
+    rig.kill();
+    disks.back();
+    rig.again().await;
+    rig.ready("edge", 2).await;
+}
+
+/// How a lease's VM came to run, as its receipt says.
+fn running(desktop: &Desktop) -> String {
+    let receipt = desktop.lease().receipt.as_ref().expect("a receipt");
+    receipt.checks.first().expect("a check").detail.clone()
+}
+
+/// Asserts that events with these causes came in this order, whatever else came between them; gives their times.
+fn in_order(events: &[Event], causes: &[&str]) -> Vec<Duration> {
+    let mut rest = events.iter();
+    let mut find = |cause: &&str| rest.find(|event| event.cause.contains(cause)).map(|event| event.time);
+    let found: Option<Vec<_>> = causes.iter().map(&mut find).collect();
+    let all: Vec<_> = events.iter().map(|event| &event.cause).collect();
+    let times = found.unwrap_or_else(|| panic!("not in this order: {causes:?} in {all:?}"));
+    let since_1970 = |time: Option<hvkube_sdk::Timestamp>| {
+        let time = time.expect("a time");
+        Duration::new(time.seconds.try_into().expect("now"), time.nanos.try_into().expect("not negative"))
+    };
+    times.into_iter().map(since_1970).collect()
+}
+
+/// Deadlines for the agent of a VM that is resumed, and of one that was reset thereupon.
+const FIRST: Duration = Duration::from_secs(4);
+const SECOND: Duration = Duration::from_secs(6);
+
+/// Run by the guest's systemd in its first boot: it stops the agent as soon as the host has left it, which it does once its
+/// desktop is settled. So the agent is silent in the clean state, and in every VM's memory that begins with it.
+const HUSH: &str = "systemctl --no-block start multi-user.target; [ -e /hushed ] && exit 0; touch /hushed; sync; \
+    mount -t debugfs none /sys/kernel/debug; cd /sys/kernel/debug/virtio-ports; \
+    until pgrep -f guest.worke[r] && grep -q host_connected:.1 *; do sleep 0.2; done; sleep 1; \
+    agent=$$(pgrep -x hvkube-guest); while grep -q host_connected:.1 *; do sleep 0.05; done; kill -STOP $$agent";
+
+async fn silent(rig: &mut Rig) {
+    rig.kill();
+    let limits = [("answer", FIRST), ("agent", SECOND)]
+        .map(|(name, limit)| format!("--set=orchestrator.{name}_timeout={}s", limit.as_secs()));
+    rig.again_with(&limits.each_ref().map(String::as_str)).await;
+    let client = rig.client();
+    let mut template = rig.image.template();
+    let source = template.source.as_mut().expect("a source");
+    source.kernel_cmdline += &format!(
+        " systemd.unit=kernel-command-line.target systemd.run_success_action=none \
+         systemd.run_failure_action=none systemd.run=\"/bin/sh -c '{HUSH}'\""
+    );
+    make_template(&client, "hushed", template).await.expect("a template");
+    let pool = Pool { template: "templates/hushed".into(), desired_count: 1, ..Pool::default() };
+    client.create_pool("hushed", pool).await.expect("a pool");
+    rig.ready("hushed", 1).await;
+
+    let desktop = rig.acquire("hushed").await;
+    let name = desktop.vm().name.clone();
+    assert!(running(&desktop).contains("booted, since after a reset the agent"), "{}", running(&desktop));
+    assert_eq!(desktop.lease().receipt.as_ref().expect("a receipt").replaced, 0, "the one there is");
+    assert!(desktop.exec(["true"]).await.expect("it answers").success());
+    let told = events(rig, &name).await;
+    let steps = ["leased", "reset, since after its resume", "booted, since after a reset"];
+    let at = in_order(&told, &steps);
+    assert!(at[1] - at[0] >= FIRST, "the first deadline: {at:?}");
+    assert!(at[2] - at[1] >= SECOND, "the second deadline: {at:?}");
+    desktop.release(ReleasePolicy::Reset).await.expect("released");
+    // While nobody waits it is booted once more, and what is saved then is what its leases begin with.
+    rig.ready("hushed", 1).await;
+    let desktop = rig.acquire("hushed").await;
+    assert_eq!(desktop.vm().name, name);
+    assert!(!running(&desktop).contains("since"), "{}", running(&desktop));
+    assert!(desktop.exec(["true"]).await.expect("it answers").success());
+    in_order(
+        &events(rig, &name).await,
+        &["given back; booted, since", "booted clean, saved again", "leased"],
+    );
+    desktop.release(ReleasePolicy::Reset).await.expect("released");
+    rig.drop_pool("hushed").await;
+    rig.kill();
+    rig.again_with(&[]).await;
+}
+
+/// Folder of the memory that a template's VMs begin with.
+fn template_memory(rig: &Rig, template: &str) -> PathBuf {
+    let folder = rig.state_dir().join("qemu");
+    let record = folder.join("templates").join(template).join("template.json");
+    let record = std::fs::read(&record).expect("a template's record");
+    let record: serde_json::Value = serde_json::from_slice(&record).expect("json");
+    let memory = record["sealed"]["snapshot"]["memory"].as_str().expect("a memory");
+    folder.join("memory").join(memory)
+}
+
+async fn cut_template(rig: &mut Rig) {
+    rig.pool("cut", 2).await;
+    let memory = template_memory(rig, "linux");
+    cut(&memory.join("state"));
+    cut(&memory.join("ram"));
+    // The first that is tried fails, and the only one left then is made good.
+    let desktop = rig.acquire("cut").await;
+    let name = desktop.vm().name.clone();
+    let receipt = desktop.lease().receipt.clone().expect("a receipt");
+    assert_eq!(receipt.replaced, 1, "{receipt:?}");
+    let damaged = "booted, since its clean memory is of no use: saved state is damaged";
+    assert!(running(&desktop).contains(damaged), "{}", running(&desktop));
+    assert!(desktop.exec(["true"]).await.expect("it answers").success());
+    let steps = ["resume failed: saved state is damaged", "reset, since after its resume", damaged];
+    in_order(&events(rig, &name).await, &steps);
+    let first = rig.vms(Some("cut")).await.into_iter().map(|vm| vm.name).find(|vm| *vm != name);
+    let first = first.expect("kept for a look");
+    in_order(&events(rig, &first).await, &["resume failed: saved state is damaged"]);
+    desktop.release(ReleasePolicy::Reset).await.expect("released");
+
+    // By itself: the one that was given back, and one in place of the one that failed.
+    rig.ready("cut", 2).await;
+    let again = [rig.acquire("cut").await, rig.acquire("cut").await];
+    for desktop in again {
+        assert!(!running(&desktop).contains("since"), "{}", running(&desktop));
+        assert!(desktop.exec(["true"]).await.expect("it answers").success());
+        let vm = desktop.vm().name.clone();
+        let cause = if vm == name { "given back" } else { "cloned" };
+        let cause = format!("{cause}; {damaged}");
+        in_order(&events(rig, &vm).await, &[&cause, "booted clean, saved again", "leased"]);
+        desktop.release(ReleasePolicy::Reset).await.expect("released");
+    }
+    rig.ready("cut", 2).await;
+
+    // Damage that no lease has met is found by the daemon.
+    rig.kill();
+    rig.again_with(&["--set=orchestrator.reconcile_every=1s"]).await;
+    rig.ready("cut", 2).await;
+    let saved = rig.vm(&name).await;
+    assert_eq!(saved.state(), VmState::Saved);
+    cut(Path::new(&saved.saved_state_path));
+    let steps = ["found unusable: saved state is damaged", "booted clean, saved again"];
+    until("it is made good", async || {
+        let told = causes(rig, &name).await;
+        let found = told.iter().position(|cause| cause.contains(steps[0]))?;
+        told[found..].iter().any(|cause| cause.contains(steps[1])).then_some(())
+    })
+    .await;
+    rig.ready("cut", 2).await;
+    rig.drop_pool("cut").await;
 }

@@ -190,7 +190,7 @@ async fn a_desktop_that_ends_by_itself_is_reported_once() {
     let pid = i32::try_from(run.pid).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("ours");
     let event = timeout_at(soon(), events.recv()).await.expect("in time").expect("an event");
-    let Event::Exited { vm: ended, run: of, reason, clean } = event;
+    let Event::Exited { vm: ended, run: of, reason, clean } = event else { panic!("it ended") };
     assert_eq!((ended, of, clean), (vm.clone(), run, false));
     assert!(reason.contains("ended with"), "{reason}");
     assert_eq!(rig.hv.observe(&vm).await.expect("known"), Observed::Off);

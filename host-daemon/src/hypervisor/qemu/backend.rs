@@ -331,7 +331,10 @@ fn closed(inner: &Inner) -> CancellationToken {
 
 /// Waits for the end of a process and tells it, unless we asked for it.
 async fn supervise(inner: Weak<Inner>, vm: Arc<Vm>, live: Arc<Live>) {
-    let exit = live.process.ended().await;
+    let exit = tokio::select! {
+        exit = live.process.ended() => exit,
+        () = tell_halts(&inner, &vm, &live) => return,
+    };
     if live.expected.load(Ordering::Acquire) {
         return;
     }
@@ -352,6 +355,23 @@ async fn supervise(inner: Weak<Inner>, vm: Arc<Vm>, live: Arc<Live>) {
     let event = Event::Exited { vm: vm.id.clone(), run: live.run(), reason, clean };
     // Nobody listens once the orchestrator is gone.
     let _ = inner.events.send(event).await;
+}
+
+/// Tells whenever QEMU stops the CPUs by itself; ends when nobody listens any more.
+async fn tell_halts(inner: &Weak<Inner>, vm: &Vm, live: &Live) {
+    let mut seen = live.qmp.seen();
+    let mut known = 0;
+    loop {
+        let next = seen.wait_for(|seen| seen.halt.as_ref().is_some_and(|halt| halt.number > known)).await;
+        let Some(halt) = next.ok().and_then(|seen| seen.halt.clone()) else { return };
+        known = halt.number;
+        tracing::warn!(vm = %vm.id, reason = halt.reason, "vm was stopped by qemu");
+        let Some(inner) = inner.upgrade() else { return };
+        let event = Event::Halted { vm: vm.id.clone(), run: live.run(), reason: halt.reason };
+        if inner.events.send(event).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn reason(exit: &Exit, clean: bool) -> String {

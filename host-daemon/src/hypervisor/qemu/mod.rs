@@ -213,6 +213,10 @@ impl Hypervisor for QemuHypervisor {
         self.inner.observe(&*self.inner.vm(vm)?).await
     }
 
+    async fn check_memory(&self, vm: &VmId) -> HvResult<()> {
+        self.inner.check_memory(&*self.inner.vm(vm)?)
+    }
+
     async fn import_template(&self, id: &TemplateId, spec: &TemplateSpec) -> HvResult<DiskFacts> {
         let (id, spec) = (id.clone(), spec.clone());
         self.apart(|inner| async move { inner.import(&id, &spec).await }).await

@@ -107,6 +107,14 @@ impl Inner {
         Ok((manifest.form, (manifest.form == StateForm::Devices).then_some(Ram::Fork(ram))))
     }
 
+    /// Checks the memory of a VM that rests.
+    pub(crate) fn check_memory(&self, vm: &Vm) -> HvResult<()> {
+        match vm.record().memory {
+            Some(memory) if vm.live().is_none() => self.check_state(vm, memory.id).map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads a saved state into a process that waits for it. The CPUs stand still afterwards.
     pub(crate) async fn read_state(
         &self,

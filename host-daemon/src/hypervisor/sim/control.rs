@@ -81,12 +81,28 @@ impl Control {
         self.0.hang(vm, hung)
     }
 
+    /// Stops the CPUs of a VM that runs, as a hypervisor does whose disk is full.
+    ///
+    /// # Errors
+    /// As [`Control::kill`].
+    pub fn halt(&self, vm: &VmId, reason: &str) -> HvResult<()> {
+        self.0.halt(vm, reason)
+    }
+
     /// Damages the saved memory of a VM.
     ///
     /// # Errors
     /// When there is no such VM, or it has no saved memory.
     pub fn corrupt(&self, vm: &VmId) -> HvResult<()> {
         self.0.corrupt(vm)
+    }
+
+    /// Damages the memory that a template's clean VMs share; its disk stays whole.
+    ///
+    /// # Errors
+    /// When there is no such template.
+    pub fn corrupt_template(&self, template: &TemplateId) -> HvResult<()> {
+        self.0.corrupt_template(template)
     }
 
     /// What exists, by id, as the next daemon would find it: what is told here is in the journal.

@@ -149,6 +149,10 @@ impl Hypervisor for SimHypervisor {
         self.world.observe(vm)
     }
 
+    async fn check_memory(&self, vm: &VmId) -> HvResult<()> {
+        self.world.check_memory(vm)
+    }
+
     async fn import_template(&self, id: &TemplateId, spec: &TemplateSpec) -> HvResult<DiskFacts> {
         self.world.import(id, spec).await
     }

@@ -37,6 +37,10 @@ fn died(why: &str) -> HvError {
     HvError::Process(format!("simulated: {why}"))
 }
 
+fn damaged() -> HvError {
+    HvError::StateDamaged("simulated: the saved memory has no end".to_owned())
+}
+
 impl World {
     /// One move of a VM, in its turn. `look` answers at once where nothing has to be done, or refuses.
     async fn turn<T>(
@@ -85,6 +89,10 @@ impl World {
         Ok(observed(&self.lock().vm(vm)?.record))
     }
 
+    pub(super) fn check_memory(&self, vm: &VmId) -> HvResult<()> {
+        if self.lock().vm(vm)?.record.damaged { Err(damaged()) } else { Ok(()) }
+    }
+
     pub(super) async fn import(&self, id: &TemplateId, spec: &TemplateSpec) -> HvResult<DiskFacts> {
         check(spec)?;
         let known = |inner: &Inner| inner.templates.contains_key(id);
@@ -98,7 +106,7 @@ impl World {
             if known(&inner) {
                 return Err(exists("template", id));
             }
-            let record = TemplateRecord { id: id.clone(), spec: spec.clone(), sealed: None };
+            let record = TemplateRecord { id: id.clone(), spec: spec.clone(), sealed: None, damaged: false };
             inner.make(vec![Change::Template(record)])?;
         }
         self.stepper.stand(Call::Import, id.as_str(), true).await?;
@@ -182,8 +190,8 @@ impl World {
             if let Some(rest) = look(&mut inner)? {
                 return Ok(rest);
             }
-            let phase = resting(&definition.origin);
-            inner.write(VmRecord::new(definition.clone(), phase, None))?;
+            let (phase, damaged) = (resting(&definition.origin), inner.clean_is_damaged(&definition.origin));
+            inner.write(VmRecord { damaged, ..VmRecord::new(definition.clone(), phase, None) })?;
             phase.rest()
         };
         self.stepper.stand(Call::Define, id.as_str(), true).await?;
@@ -220,7 +228,7 @@ impl World {
         };
         let make = || {
             if self.lock().vm(vm)?.record.damaged {
-                return Err(HvError::StateDamaged("simulated: the saved memory has no end".to_owned()));
+                return Err(damaged());
             }
             let hung = self.strikes(Fault::GuestHangs, vm);
             self.begin(vm, Call::Wake, Still { paused: false, hung })
@@ -314,8 +322,9 @@ impl World {
         let make = || {
             let mut inner = self.lock();
             let record = inner.vm(vm)?.record.clone();
-            let phase = resting(&record.definition.origin);
-            self.put_back(&mut inner, VmRecord { phase, state: None, damaged: false, ..record })
+            let origin = &record.definition.origin;
+            let (phase, damaged) = (resting(origin), inner.clean_is_damaged(origin));
+            self.put_back(&mut inner, VmRecord { phase, state: None, damaged, ..record })
         };
         self.turn(vm, Call::Reset, |_, _| Ok(None), make).await
     }

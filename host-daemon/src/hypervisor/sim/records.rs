@@ -40,6 +40,9 @@ pub(super) struct TemplateRecord {
     /// Its prepared state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sealed: Option<Kept>,
+    /// Its memory can't be read back, its disk can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) damaged: bool,
 }
 
 /// What a VM is.

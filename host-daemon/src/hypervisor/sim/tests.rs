@@ -273,7 +273,10 @@ async fn faults_do_what_they_say() {
     control.fail(Fault::VmDies, this(), 1);
     let run = rig.start(&vm).await.expect("start");
     let Event::Exited { run: of, clean, .. } =
-        timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+        timeout_at(soon(), events.recv()).await.expect("told").expect("open")
+    else {
+        panic!("it ended")
+    };
     assert_eq!((of, clean), (run, false));
     assert_eq!(rig.observe(&vm).await.expect("observe"), Observed::Off);
     control.fail(Fault::VmVanishes, this(), 1);
@@ -287,7 +290,10 @@ async fn faults_do_what_they_say() {
     assert!(began.elapsed() >= Duration::from_millis(10), "{:?}", began.elapsed());
     session(&rig, &other).await.shutdown(false, soon()).await.expect("answered before it happens");
     let Event::Exited { vm: ended, clean, .. } =
-        timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+        timeout_at(soon(), events.recv()).await.expect("told").expect("open")
+    else {
+        panic!("it ended")
+    };
     assert_eq!((ended, clean), (other, true));
 }
 

@@ -238,6 +238,20 @@ impl World {
         Ok(())
     }
 
+    /// The hypervisor stops a VM's CPUs by itself.
+    pub(super) fn halt(&self, vm: &VmId, reason: &str) -> HvResult<()> {
+        let run = {
+            let mut inner = self.lock();
+            let live = inner.running(vm, None)?;
+            let record = inner.vm(vm)?.record.clone();
+            inner.write(VmRecord { phase: Phase::Paused(live.run), ..record })?;
+            live.set_still(|still| still.paused = true);
+            live.run()
+        };
+        self.tell(Event::Halted { vm: vm.clone(), run, reason: reason.to_owned() });
+        Ok(())
+    }
+
     pub(super) fn hang(&self, vm: &VmId, hung: bool) -> HvResult<()> {
         self.lock().running(vm, None)?.set_still(|still| still.hung = hung);
         Ok(())
@@ -250,6 +264,20 @@ impl World {
             return Err(illegal(&record, "damage the saved memory of"));
         }
         inner.write(VmRecord { damaged: true, ..record })
+    }
+
+    /// Damages the memory that clean VMs of a template share.
+    pub(super) fn corrupt_template(&self, id: &TemplateId) -> HvResult<()> {
+        let mut inner = self.lock();
+        let mut changes =
+            vec![Change::Template(TemplateRecord { damaged: true, ..inner.template(id)?.clone() })];
+        let sharing = inner.vms.values().map(|vm| &vm.record).filter(|record| {
+            record.definition.origin == Origin::Template(id.clone())
+                && record.phase == Phase::Saved
+                && record.state.is_none()
+        });
+        changes.extend(sharing.map(|record| Change::Vm(VmRecord { damaged: true, ..record.clone() })));
+        inner.make(changes)
     }
 
     fn tell(&self, event: Event) {
@@ -335,6 +363,13 @@ impl Inner {
         match origin {
             Origin::Golden(_) => None,
             Origin::Template(id) => self.templates.get(id)?.sealed.clone(),
+        }
+    }
+
+    pub(super) fn clean_is_damaged(&self, origin: &Origin) -> bool {
+        match origin {
+            Origin::Golden(_) => false,
+            Origin::Template(id) => self.templates.get(id).is_some_and(|template| template.damaged),
         }
     }
 

@@ -69,7 +69,9 @@ impl Actor {
                 Err(error) => return Err(self.failed("restore", error.into()).await),
             }
         }
-        if ran { self.resume("ran before it was restored").await } else { Ok(()) }
+        // One whose memory was of no use boots, and runs by itself then.
+        let rests = self.row.state != VmState::Booting;
+        if ran && rests { self.resume("ran before it was restored").await } else { Ok(()) }
     }
 
     /// The hypervisor stood the VM still for a moment.

@@ -148,22 +148,24 @@ impl Actor {
     }
 
     /// The guest of this lease did not answer: back to its clean state and on from there, or a boot of its disk. The
-    /// lease must still be there.
+    /// lease must still be there. Gives what the VM is then, and why.
     pub(in crate::orchestrator) async fn fall_back(
         &mut self,
         lease: &LeaseId,
         boot: bool,
         why: &str,
-    ) -> Result<()> {
+    ) -> Result<(VmState, String)> {
         if self.row.lease.as_ref() != Some(lease) || self.row.suspended {
             return Err(Error::new(Reason::LeaseEnded, format!("lease {lease} has left vm {}", self.row.id))
                 .with("lease", lease));
         }
-        if !boot {
-            return self.reset(why).await;
+        if boot {
+            self.clean_fails = true;
+            self.boot_anew(why).await?;
+        } else {
+            self.reset(why).await?;
         }
-        self.clean_fails = true;
-        self.boot_anew(why).await
+        Ok((self.row.state, self.row.state_reason.clone()))
     }
 
     /// Ends whatever lease there is on the VM.

@@ -40,6 +40,7 @@ use hot::Proofs;
 pub(super) use hot::readiness;
 pub(super) use lease::changed_hands;
 pub(super) use link::{Link, first_address};
+pub(super) use moves::is_warm;
 pub(super) use suspend::preempted;
 
 /// Commands waiting for one VM. Callers queue here in order; more than this many at one VM is a runaway client, who
@@ -318,11 +319,15 @@ impl Actor {
 
     /// Something happened to the VM by itself.
     async fn on_event(&mut self, event: HvEvent) {
-        let HvEvent::Exited { run, reason, clean, .. } = event;
-        if self.run.is_some_and(|own| own.number != run.number) || self.run.is_none() {
+        let (HvEvent::Exited { run, .. } | HvEvent::Halted { run, .. }) = &event;
+        if self.run.is_none_or(|own| own.number != run.number) {
             // Of a run that a command has ended already.
             return;
         }
+        let (reason, clean) = match event {
+            HvEvent::Exited { reason, clean, .. } => (reason, clean),
+            HvEvent::Halted { reason, .. } => return self.halted(&reason).await,
+        };
         self.link.close().await;
         self.set_run(None);
         let result = if clean && self.row.state.may_become(VmState::Off) {
@@ -340,6 +345,28 @@ impl Actor {
         };
         if let Err(error) = result {
             tracing::error!(vm = %self.row.id, error = &error as &dyn std::error::Error, "death not recorded");
+        }
+    }
+
+    /// Its CPUs were stopped by the hypervisor: its holder is told, and may have it go on; one that nobody has is put back to
+    /// clean, which also frees what its disk took.
+    async fn halted(&mut self, reason: &str) {
+        // A command may have had it go on meanwhile; a boot that stands still is seen by whoever waits for it.
+        let stands = matches!(self.shared.hv.observe(&self.row.id).await, Ok(Observed::Paused(_)));
+        if !stands || self.row.state != VmState::Running {
+            tracing::warn!(vm = %self.row.id, state = %self.row.state, reason, "vm was stopped by the hypervisor");
+            return;
+        }
+        self.link.close().await;
+        let paused = self
+            .enter_with(VmState::Paused, reason, |row| {
+                if row.availability == Availability::Idle && row.pool.is_some() {
+                    row.pending = Some(Pending::Reset);
+                }
+            })
+            .await;
+        if let Err(error) = paused {
+            tracing::error!(vm = %self.row.id, error = &error as &dyn std::error::Error, "standstill not recorded");
         }
     }
 

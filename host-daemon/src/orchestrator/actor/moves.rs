@@ -28,14 +28,19 @@ impl Actor {
             uid: self.row.uid,
             origin: Origin::Template(self.row.template.clone()),
         };
-        match self.shared.hv.define(&definition).await {
-            Ok(Rest::Saved) => self.enter(VmState::Saved, "cloned").await,
-            Ok(Rest::Off) => {
-                self.enter(VmState::Off, "cloned").await?;
+        let defined = match self.shared.hv.define(&definition).await {
+            Ok(rest) => rest,
+            Err(error) => return Err(self.failed("provisioning", error.into()).await),
+        };
+        let (rest, cause) = self.usable("provisioning", defined, "cloned").await?;
+        match rest {
+            Rest::Saved => self.enter(VmState::Saved, &cause).await,
+            Rest::Off => {
+                self.enter(VmState::Off, &cause).await?;
                 // Without memory to fork a VM is only ready once it has booted.
-                self.start("first boot", true).await
+                let cause = if defined == Rest::Off { "first boot" } else { &cause };
+                self.start(cause, true).await
             }
-            Err(error) => Err(self.failed("provisioning", error.into()).await),
         }
     }
 
@@ -248,13 +253,13 @@ impl Actor {
 
     /// Back to clean. A leased VM ends running, another one at rest.
     pub(in crate::orchestrator) async fn reset(&mut self, cause: &str) -> Result<()> {
-        let rest = self.wipe(cause).await?;
-        self.rested(rest, cause, true).await
+        let (rest, cause) = self.wipe(cause).await?;
+        self.rested(rest, &cause, true).await
     }
 
     /// Back to clean, and to its pool: at rest, or hot if that is what the pool is short of.
     pub(super) async fn give_back(&mut self) -> Result<()> {
-        let rest = self.wipe(GIVEN_BACK).await?;
+        let (rest, cause) = self.wipe(GIVEN_BACK).await?;
         let hot = rest == Rest::Saved && self.row.availability == Availability::Idle && !self.parked;
         let claim =
             self.row.pool.as_ref().filter(|_| hot).and_then(|pool| self.shared.pools.claim_heat(pool));
@@ -266,11 +271,12 @@ impl Actor {
                 }
                 Ok(())
             }
-            None => self.rested(rest, GIVEN_BACK, true).await,
+            None => self.rested(rest, &cause, true).await,
         }
     }
 
-    async fn wipe(&mut self, cause: &str) -> Result<Rest> {
+    /// Where the VM lies then, and why there.
+    async fn wipe(&mut self, cause: &str) -> Result<(Rest, String)> {
         // The end of a lease may have written it.
         if self.row.state != VmState::Resetting || self.row.pending != Some(Pending::Reset) {
             self.enter_with(VmState::Resetting, cause, |row| {
@@ -287,21 +293,39 @@ impl Actor {
                 self.set_run(None);
                 self.uncover();
                 self.hub.forget_input();
-                self.usable(rest).await
+                self.usable("reset", rest, cause).await
             }
             Err(error) => Err(self.failed("reset", error.into()).await),
         }
     }
 
-    /// A clean memory that leases could not use is thrown away, so that the clean disk is booted; a free VM is then saved
-    /// again, with a memory of its own.
-    async fn usable(&mut self, rest: Rest) -> Result<Rest> {
-        if !self.clean_fails || rest == Rest::Off {
-            return Ok(rest);
+    /// A clean memory that can't be read back, or that leases could not use, is thrown away, so that the clean disk is booted;
+    /// a free VM is then saved again, with a memory of its own. What is wrong with it is added to the cause.
+    async fn usable(&mut self, what: &str, rest: Rest, cause: &str) -> Result<(Rest, String)> {
+        if rest == Rest::Off {
+            return Ok((rest, cause.to_owned()));
         }
+        let why = match self.shared.hv.check_memory(&self.row.id).await {
+            Ok(()) if self.clean_fails => "a lease could not use it".to_owned(),
+            Ok(()) => return Ok((rest, cause.to_owned())),
+            Err(error) if error.is_of_memory() => error.to_string(),
+            Err(error) => return Err(self.failed(what, error.into()).await),
+        };
+        tracing::warn!(vm = %self.row.id, template = %self.row.template, why, "its clean memory is given up");
         match self.shared.hv.stop(&self.row.id, Stop::Hard).await {
-            Ok(()) => Ok(Rest::Off),
-            Err(error) => Err(self.failed("reset", error.into()).await),
+            Ok(()) => Ok((Rest::Off, format!("{cause}; booted, since its clean memory is of no use: {why}"))),
+            Err(error) => Err(self.failed(what, error.into()).await),
+        }
+    }
+
+    /// A free VM whose clean memory can't be read back any more is made ready anew, while nobody waits for it.
+    async fn mend(&mut self) -> Result<()> {
+        if !is_warm(&self.row) {
+            return Ok(());
+        }
+        match self.shared.hv.check_memory(&self.row.id).await {
+            Err(error) if error.is_of_memory() => self.reset(&format!("found unusable: {error}")).await,
+            other => Ok(other?),
         }
     }
 
@@ -417,9 +441,8 @@ impl Actor {
         let own = self.run.map(|run| run.number);
         match (self.row.state, &observed) {
             (VmState::Running, Observed::Running(run)) if own == Some(run.number) => return Ok(()),
-            (VmState::Paused, Observed::Paused(_))
-            | (VmState::Saved, Observed::Saved)
-            | (VmState::Off, Observed::Off) => return Ok(()),
+            (VmState::Saved, Observed::Saved) => return self.mend().await,
+            (VmState::Paused, Observed::Paused(_)) | (VmState::Off, Observed::Off) => return Ok(()),
             _ => {}
         }
         tracing::warn!(vm = %self.row.id, state = %self.row.state, ?observed, "vm is not what its row says");
@@ -449,6 +472,10 @@ impl Actor {
             VmState::Deleting => return self.delete().await,
             // It failed, whatever is left of it; who wants it back resets it.
             VmState::Error => return Ok(()),
+            // A holder must not take a desktop that was booted meanwhile for the one they left.
+            _ if state == VmState::Off && self.ran_for_a_lease() => {
+                return self.lost("its process ended while nobody watched it").await;
+            }
             recorded if recorded != state => {
                 // What is there counts, whatever the table says of how it came to be.
                 tracing::info!(vm = %self.row.id, %recorded, found = %state, "vm found");
@@ -486,7 +513,7 @@ impl Actor {
                 self.take_back_suspension().await?;
             }
         }
-        // Saved at the daemon's stop, or died with the host: its holder expects it running.
+        // Saved or switched off at the daemon's stop: its holder expects it running.
         if self.row.availability == Availability::Leased && self.row.pending.is_none() && !self.row.suspended
         {
             match state {
@@ -496,6 +523,16 @@ impl Actor {
             }
         }
         Ok(())
+    }
+
+    /// Whether the row says that somebody has it and its guest runs, or may have run.
+    fn ran_for_a_lease(&self) -> bool {
+        self.row.availability == Availability::Leased
+            && self.row.pending.is_none()
+            && matches!(
+                self.row.state,
+                VmState::Running | VmState::Paused | VmState::Saving | VmState::Resuming
+            )
     }
 
     /// A move failed: if the VM goes on running, so does its session.
@@ -526,6 +563,15 @@ fn run_number(run: Option<Run>) -> u64 {
 /// A pool's own VM that boots clean is ready once it is saved, where that can be.
 fn waits_to_be_saved(row: &Vm) -> bool {
     row.clean && row.pool.is_some() && row.availability == Availability::Idle
+}
+
+/// Whether a VM is the pool's, clean and saved.
+pub(in crate::orchestrator) fn is_warm(row: &Vm) -> bool {
+    row.state == VmState::Saved
+        && row.clean
+        && row.pool.is_some()
+        && row.availability == Availability::Idle
+        && row.pending.is_none()
 }
 
 /// Waits until an agent answers and its desktop with it: the privileged half is there long before the screen. None when

@@ -138,6 +138,10 @@ async fn make(shared: Arc<Shared>, pool: Pool, template: Template, mut planned: 
             if let Err(error) = &done {
                 tracing::warn!(pool = %state.id, vm = %handle.id, error = error as &dyn std::error::Error, "vm not made");
             }
+            // A clone is there; one that has to boot, or boots since its template's memory is of no use, keeps a core busy.
+            let mut rows = handle.rows();
+            let booted = rows.wait_for(|row| row.state != VmState::Booting);
+            let _ = shared.stopping.run_until_cancelled(booted).await;
             drop(place);
             state.wake.notify_one();
         });

@@ -7,7 +7,7 @@ use super::*;
 use crate::hypervisor::sim::{Control, Fault, SimConfig, SimHypervisor, Target as Victim};
 use crate::hypervisor::{Hypervisor as _, Observed, Origin, VmDefinition};
 use crate::model::ids::TemplateId;
-use crate::model::lease::CheckKind;
+use crate::model::lease::{CheckKind, EndedAs};
 use crate::orchestrator::request::{Fork, UpdatePool};
 use crate::orchestrator::view::ShortfallReason;
 
@@ -122,6 +122,68 @@ async fn a_damaged_saved_state_without_a_checkpoint_that_works_gives_way_to_a_bo
     edge.warm(1).await;
 }
 
+#[tokio::test]
+async fn a_lease_on_a_damaged_template_boots_its_clean_disk() {
+    let edge = Edge::ready(settings(), 1).await;
+    let vm = edge.vms().await.remove(0);
+    edge.control().corrupt_template(&id("linux")).expect("a template");
+    let granted = edge.acquire().await;
+    let told = running(&granted);
+    assert!(told.contains("reset, since after its resume saved state is damaged"), "{told}");
+    assert!(told.contains("booted, since its clean memory is of no use: saved state is damaged"), "{told}");
+    assert_eq!((&granted.vm.vm.id, granted.vm.vm.state), (&vm, VmState::Running));
+    release(&edge.o, &granted, ReleasePolicy::Reset).await;
+    edge.warm(1).await;
+    assert!(!edge.control().is_damaged(&vm).expect("known"), "it has a memory of its own");
+    let granted = edge.acquire().await;
+    assert!(!running(&granted).contains("booted"), "{}", running(&granted));
+    release(&edge.o, &granted, ReleasePolicy::Reset).await;
+    edge.warm(1).await;
+}
+
+#[tokio::test]
+async fn a_lease_does_not_use_up_a_pool_whose_template_is_damaged() {
+    let edge = Edge::ready(Settings { keep_broken: LONG, ..settings() }, 6).await;
+    edge.control().corrupt_template(&id("linux")).expect("a template");
+    let granted = edge.acquire().await;
+    assert_eq!(granted.lease.receipt.as_ref().expect("receipt").replaced, 1);
+    assert!(running(&granted).contains("booted, since"), "{}", running(&granted));
+    let status = edge.warm(5).await;
+    assert_eq!((status.leased, status.quarantined), (1, 1), "what it did not need is left alone");
+    release(&edge.o, &granted, ReleasePolicy::Reset).await;
+    edge.warm(6).await;
+}
+
+#[tokio::test]
+async fn free_vms_of_a_damaged_template_are_made_ready_anew_while_nobody_waits() {
+    let edge = Edge::ready(Settings { provision_parallel: 2, ..quick(10) }, 5).await;
+    let vms = edge.vms().await;
+    edge.control().corrupt_template(&id("linux")).expect("a template");
+    let sound = async || {
+        let all = edge.vms().await;
+        let damaged = |vm: &VmId| edge.control().is_damaged(vm).unwrap_or(true);
+        (all.len() >= 5 && !all.iter().any(damaged)).then_some(all)
+    };
+    assert_eq!(until("a memory of its own for each", sound).await, vms, "the same ones");
+    edge.warm(5).await;
+    // And whatever is made of it from now on.
+    let more = UpdatePool { desired: Some(6), ..UpdatePool::default() };
+    edge.o.update_pool(&id("desk"), None, more).await.expect("changed");
+    assert_eq!(edge.warm(6).await.quarantined, 0);
+    let made = until("the sixth", sound).await.into_iter().find(|vm| !vms.contains(vm)).expect("the sixth");
+    assert_eq!(edge.o.vm(&made).await.expect("vm").vm.state_reason, "booted clean, saved again");
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(edge.acquire().await);
+        let told = running(held.last().expect("granted"));
+        assert!(!told.contains("since"), "no lease waits for that: {told}");
+    }
+    for granted in held {
+        release(&edge.o, &granted, ReleasePolicy::Reset).await;
+    }
+    edge.warm(6).await;
+}
+
 #[test]
 fn a_holder_keeps_the_disk_when_the_saved_memory_is_damaged_while_the_daemon_is_down() {
     let dir = tempfile::tempdir().expect("dir");
@@ -144,6 +206,33 @@ fn a_holder_keeps_the_disk_when_the_saved_memory_is_damaged_while_the_daemon_is_
         assert!(edge.o.lease(&granted.lease.id).await.expect("lease").ended.is_none());
         release(&edge.o, &granted, ReleasePolicy::Reset).await;
         edge.warm(1).await;
+    });
+}
+
+#[test]
+fn a_leased_vm_that_dies_while_the_daemon_is_down_is_lost() {
+    let dir = tempfile::tempdir().expect("dir");
+    let granted = life(dir.path(), async |edge: Edge| {
+        edge.make_pool(64, 2).await;
+        edge.acquire().await
+    });
+    let vm = &granted.vm.vm.id;
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    runtime.block_on(async {
+        let hv = SimHypervisor::open(SimConfig::new(dir.path().join("sim"))).expect("a world");
+        hv.control().kill(vm).expect("it runs");
+    });
+    drop(runtime);
+    life(dir.path(), async |edge: Edge| {
+        let lease = edge.o.lease(&granted.lease.id).await.expect("lease");
+        assert_eq!(
+            lease.ended,
+            Some(EndedAs::VmLost),
+            "its holder is told, and gets no desktop that was booted"
+        );
+        assert!(lease.end_reason.contains("while nobody watched it"), "{}", lease.end_reason);
+        assert_eq!(state(&edge.o, vm).await, VmState::Error);
+        edge.warm(2).await;
     });
 }
 
@@ -223,6 +312,35 @@ async fn the_hosts_memory_is_promised_up_to_its_share_and_saved_vms_count() {
         release(&edge.o, &granted, ReleasePolicy::Reset).await;
         assert_eq!(edge.warm(room).await.total, room);
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_the_hypervisor_stops_is_told_and_goes_on_when_asked() {
+    let edge = Edge::ready(settings(), 1).await;
+    let granted = edge.acquire().await;
+    let vm = &granted.vm.vm.id;
+    for _ in 0..2 {
+        edge.control().halt(vm, "the host can't write its disk: No space left on device").expect("it runs");
+        until("told", async || (state(&edge.o, vm).await == VmState::Paused).then_some(())).await;
+        let why = edge.o.vm(vm).await.expect("vm").vm.state_reason;
+        assert!(why.contains("No space left"), "{why}");
+        assert!(edge.o.lease(&granted.lease.id).await.expect("lease").ended.is_none());
+        edge.o.resume_vm(&admin(), vm).await.expect("resumed");
+        assert_eq!(state(&edge.o, vm).await, VmState::Running);
+    }
+    release(&edge.o, &granted, ReleasePolicy::Reset).await;
+    edge.warm(1).await;
+
+    // Nobody's: put back by itself.
+    let hot = UpdatePool { hot: Some(1), ..UpdatePool::default() };
+    edge.o.update_pool(&id("desk"), None, hot).await.expect("changed");
+    let is_hot = |status: &PoolStatus| status.hot == 1;
+    status_when(&edge.o, "desk", "hot", is_hot).await;
+    let before = edge.o.vm(vm).await.expect("vm").vm.version;
+    edge.control().halt(vm, "the host can't write its disk: No space left on device").expect("it runs");
+    let again = async || (edge.o.vm(vm).await.expect("vm").vm.version > before + 2).then_some(());
+    until("put back", again).await;
+    status_when(&edge.o, "desk", "hot again", is_hot).await;
 }
 
 fn quick(every: u64) -> Settings {

@@ -15,7 +15,7 @@ pub(crate) async fn a_killed_process_is_told_once<R: Rig>() {
     for round in 0..2 {
         rig.kill(&vm, started).await;
         let event = timeout_at(soon(), events.recv()).await.expect("told").expect("open");
-        let Event::Exited { vm: ended, run: of, reason, clean } = event;
+        let Event::Exited { vm: ended, run: of, reason, clean } = event else { panic!("it ended") };
         assert_eq!((&ended, of, clean), (&vm, started, false));
         assert!(!reason.is_empty());
         assert_eq!(observe(&rig, &vm).await, Observed::Off, "what it had in memory is lost");
@@ -59,7 +59,10 @@ pub(crate) async fn what_was_asked_for_is_no_news<R: Rig>() {
     let started = run(&rig, &other).await;
     rig.kill(&other, started).await;
     let Event::Exited { vm: ended, .. } =
-        timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+        timeout_at(soon(), events.recv()).await.expect("told").expect("open")
+    else {
+        panic!("it ended")
+    };
     assert_eq!(ended, other);
 }
 
@@ -106,7 +109,10 @@ pub(crate) async fn a_new_daemon_finds_what_the_old_one_left<R: Rig>() {
     let mut events = rig.hv().events().expect("the first to ask");
     rig.kill(&vm_id("runs"), started).await;
     let Event::Exited { vm, run: of, .. } =
-        timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+        timeout_at(soon(), events.recv()).await.expect("told").expect("open")
+    else {
+        panic!("it ended")
+    };
     assert_eq!((vm, of), (vm_id("runs"), started));
     let next = rig.hv().start(&vm_id("stopped")).await.expect("start");
     assert!(next.number > started.number, "runs of a new daemon have larger numbers");

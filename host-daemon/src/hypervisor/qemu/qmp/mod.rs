@@ -80,8 +80,19 @@ pub(crate) struct Seen {
     pub(crate) migration: Option<MigrationStatus>,
     /// A shutdown was announced, by the guest or not.
     pub(crate) shutdown: Option<Shutdown>,
+    /// The last time that QEMU stopped the CPUs by itself.
+    pub(crate) halt: Option<Halt>,
     /// The connection ended.
     pub(crate) closed: bool,
+}
+
+/// A `BLOCK_IO_ERROR` event that stopped the CPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Halt {
+    /// Counts them.
+    pub(crate) number: u64,
+    /// What could not be done, and why.
+    pub(crate) reason: String,
 }
 
 /// A `SHUTDOWN` event.
@@ -267,7 +278,28 @@ fn note(event: &str, data: serde_json::Value, seen: &watch::Sender<Seen>) {
     struct Migration {
         status: MigrationStatus,
     }
+    #[derive(Deserialize)]
+    struct IoError {
+        operation: String,
+        action: String,
+        #[serde(default)]
+        reason: String,
+    }
     match event {
+        // With `report` the guest was told, and goes on.
+        "BLOCK_IO_ERROR" => {
+            if let Ok(IoError { operation, action, reason }) = serde_json::from_value(data)
+                && action == "stop"
+            {
+                seen.send_modify(|seen| {
+                    let number = seen.halt.as_ref().map_or(0, |halt| halt.number) + 1;
+                    seen.halt = Some(Halt {
+                        number,
+                        reason: format!("the host can't {operation} its disk: {reason}"),
+                    });
+                });
+            }
+        }
         "MIGRATION" => {
             if let Ok(Migration { status }) = serde_json::from_value(data) {
                 seen.send_modify(|seen| seen.migration = Some(status));
@@ -347,6 +379,24 @@ mod tests {
         reply(&mut server, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}").await;
         let end = qmp.migration_end(Duration::from_secs(5)).await.expect("an end");
         assert_eq!(end, MigrationStatus::Completed);
+    }
+
+    #[tokio::test]
+    async fn a_disk_error_that_stops_the_cpus_is_seen_each_time() {
+        let (_dir, qmp, mut server) = pair().await;
+        let error = |action: &str| {
+            format!(
+                "{{\"event\": \"BLOCK_IO_ERROR\", \"data\": {{\"device\": \"\", \"operation\": \"write\", \
+                 \"action\": \"{action}\", \"nospace\": true, \"reason\": \"No space left on device\"}}}}"
+            )
+        };
+        for action in ["report", "stop", "stop"] {
+            reply(&mut server, &error(action)).await;
+        }
+        let mut seen = qmp.seen();
+        let second = seen.wait_for(|seen| seen.halt.as_ref().is_some_and(|halt| halt.number == 2)).await;
+        let halt = second.expect("open").halt.clone().expect("seen");
+        assert_eq!(halt.reason, "the host can't write its disk: No space left on device");
     }
 
     #[tokio::test]
