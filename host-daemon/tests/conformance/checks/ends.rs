@@ -1,9 +1,10 @@
 //! VMs whose process ends, and daemons that do.
 
-use hvkube_host::hypervisor::{Event, Observed, Stop};
+use hvkube_host::hypervisor::{Event, Found, Observed, Stop, VmDefinition};
+use hvkube_host::model::ids::VmId;
 use tokio::time::timeout_at;
 
-use crate::rig::{GOLDEN, Rig, at_rest, make, observe, prepared, resting, run, soon, vm_id};
+use crate::rig::{GOLDEN, Rig, at_rest, clone_of, make, observe, prepared, resting, run, soon, vm_id};
 
 pub(crate) async fn a_killed_process_is_told_once<R: Rig>() {
     let (rig, template) = prepared::<R>().await;
@@ -117,4 +118,116 @@ pub(crate) async fn a_new_daemon_finds_what_the_old_one_left<R: Rig>() {
     rig.restart().await;
     assert_eq!(rig.hv().recover().await.expect("recover"), []);
     assert_eq!(rig.hv().templates().await.expect("list"), []);
+}
+
+/// What a look at all VMs tells, by id.
+async fn survey<R: Rig>(rig: &R) -> Vec<Found> {
+    let mut found = rig.hv().survey().await.expect("survey");
+    found.sort_by(|a, b| a.definition.id.cmp(&b.definition.id));
+    found
+}
+
+pub(crate) async fn a_survey_tells_what_each_vm_is_and_changes_nothing<R: Rig>() {
+    let (mut rig, template) = prepared::<R>().await;
+    assert_eq!(survey(&rig).await, [], "a template is no vm");
+    let can = rig.hv().capabilities().clone();
+    let all: Vec<VmDefinition> =
+        ["died", "kept", "paused", "rests", "runs", "stopped"].map(|name| clone_of(name, &template)).into();
+    let rest = resting(at_rest(&rig));
+    let mut expected = Vec::new();
+    for definition in &all {
+        assert_eq!(resting(rig.hv().define(definition).await.expect("define")), rest);
+        expected.push(Found { definition: definition.clone(), observed: rest.clone() });
+    }
+    make(&rig, "gone", &template).await;
+    rig.hv().delete(&vm_id("gone")).await.expect("delete");
+    assert_eq!(survey(&rig).await, expected, "each with its definition, and none that is gone");
+
+    let mut events = rig.hv().events().expect("the first to ask");
+    let died = run(&rig, &vm_id("died")).await;
+    rig.read(&vm_id("died")).await;
+    rig.kill(&vm_id("died"), died).await;
+    timeout_at(soon(), events.recv()).await.expect("told").expect("open");
+    expected[0].observed = Observed::Off;
+    if can.save {
+        run(&rig, &vm_id("kept")).await;
+        assert_eq!(rig.count(&vm_id("kept")).await, 2);
+        rig.hv().save(&vm_id("kept")).await.expect("save");
+        expected[1].observed = Observed::Saved;
+    }
+    if can.pause {
+        let paused = run(&rig, &vm_id("paused")).await;
+        rig.hv().pause(&vm_id("paused")).await.expect("pause");
+        expected[2].observed = Observed::Paused(paused);
+    }
+    let started = run(&rig, &vm_id("runs")).await;
+    rig.write(&vm_id("runs"), "mine").await;
+    expected[4].observed = Observed::Running(started);
+    run(&rig, &vm_id("stopped")).await;
+    rig.hv().stop(&vm_id("stopped"), Stop::Hard).await.expect("stop");
+    expected[5].observed = Observed::Off;
+    for _ in 0..3 {
+        assert_eq!(survey(&rig).await, expected);
+    }
+    for one in &expected {
+        assert_eq!(observe(&rig, &one.definition.id).await, one.observed, "{}", one.definition.id);
+    }
+    assert!(events.try_recv().is_err(), "to look is no news");
+    assert_eq!(rig.read(&vm_id("runs")).await, "mine", "it goes on");
+
+    // What a new daemon found at its start is what it sees afterwards.
+    drop(events);
+    rig.restart().await;
+    rig.hv().recover().await.expect("recover");
+    assert_eq!(survey(&rig).await, expected);
+    if can.save {
+        rig.hv().resume(&vm_id("kept")).await.expect("resume");
+        assert_eq!(rig.count(&vm_id("kept")).await, 3, "its memory was kept");
+    }
+    for definition in &all {
+        rig.hv().delete(&definition.id).await.expect("delete");
+    }
+    assert_eq!(survey(&rig).await, []);
+}
+
+pub(crate) async fn a_survey_tells_a_vm_in_the_middle_of_a_call_as_before_or_after_it<R: Rig>() {
+    let (rig, template) = prepared::<R>().await;
+    let (hv, vm) = (rig.hv(), make(&rig, "vm-1", &template).await);
+    let rest = resting(at_rest(&rig));
+    let saves = hv.capabilities().save;
+    let is_run = |observed: &Observed| matches!(observed, Observed::Running(_));
+    for _ in 0..2 {
+        let started = surveyed(&rig, &vm, run(&rig, &vm), |seen| *seen == rest || is_run(seen)).await;
+        assert_eq!(observe(&rig, &vm).await, Observed::Running(started));
+        if saves {
+            let saving = async { hv.save(&vm).await.expect("save") };
+            surveyed(&rig, &vm, saving, |seen| *seen == Observed::Saved || is_run(seen)).await;
+            run(&rig, &vm).await;
+        }
+        let resetting = async { hv.reset(&vm).await.expect("reset") };
+        surveyed(&rig, &vm, resetting, |seen| *seen == rest || is_run(seen)).await;
+    }
+    hv.delete(&vm).await.expect("delete");
+}
+
+/// Does a call, and looks all the while; whatever is seen of the VM must be legal.
+async fn surveyed<R: Rig, T>(
+    rig: &R,
+    vm: &VmId,
+    call: impl Future<Output = T>,
+    legal: impl Fn(&Observed) -> bool,
+) -> T {
+    let mut call = std::pin::pin!(call);
+    loop {
+        let looking = async {
+            let found = survey(rig).await;
+            assert_eq!(found.iter().map(|one| &one.definition.id).collect::<Vec<_>>(), [vm]);
+            assert!(legal(&found[0].observed), "{found:?}");
+            tokio::task::yield_now().await;
+        };
+        tokio::select! {
+            done = &mut call => return done,
+            () = looking => {}
+        }
+    }
 }
