@@ -112,8 +112,9 @@ async fn with_vm(
     full: &[PoolId],
 ) -> Result<Option<Agent>> {
     let (now, workflows) = (Timestamp::now(), [wanted.workflow.clone()]);
+    let other = |pool: &PoolId| pool != other_than && !full.contains(pool);
     let mut found = Vec::new();
-    for pool in shared.pools.with_vms() {
+    for pool in shared.pools.with_vms().into_iter().filter(other) {
         let next = NextAgent { workflows: &workflows, pool: Some(&pool), busy: &[] };
         found.extend(shared.store.next_agent(&next, now).await?.0);
     }
@@ -121,8 +122,10 @@ async fn with_vm(
         found
             .extend(shared.store.agent(&id).await?.filter(|agent| is_free(agent) && agent.not_before <= now));
     }
-    let other = |agent: &Agent| agent.spec.pool != *other_than && !full.contains(&agent.spec.pool);
-    found.retain(|agent| other(agent) && can_have_one(shared, &agent.id, &agent.spec.pool, &needs(agent)));
+    found.retain(|agent| {
+        let pool = &agent.spec.pool;
+        other(pool) && can_have_one(shared, &agent.id, pool, &needs(agent))
+    });
     Ok(found.into_iter().min_by_key(|agent| (agent.rank(), agent.number)))
 }
 
