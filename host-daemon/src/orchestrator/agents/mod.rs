@@ -102,13 +102,15 @@ impl AllActive {
     }
 }
 
+/// Counts moments at which somebody who waits should look again, by the workflow that they wait for, in one pool or in any.
+type Waiting = HashMap<(String, Option<PoolId>), watch::Sender<u64>>;
+
 /// What is known of agents while the daemon runs.
 #[derive(Default)]
 pub(super) struct Agents {
     /// Counts moments at which the dispatcher should look again.
     free: watch::Sender<u64>,
-    /// The same for those who wait for an agent of a workflow, in one pool or in any.
-    waiting: Mutex<HashMap<(String, Option<PoolId>), watch::Sender<u64>>>,
+    waiting: Mutex<Waiting>,
     /// Places in queues that are held for agents without a worker.
     held: Mutex<HashMap<AgentId, choice::Hold>>,
     /// Held by the one worker who is about to leave a queue for another pool's VM, so that not all who wait run for it.
@@ -152,7 +154,7 @@ impl Agents {
         self.free.send_modify(|count| *count += 1);
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<(String, Option<PoolId>), watch::Sender<u64>>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -528,6 +528,37 @@ async fn events_of_one_agent_are_told_by_themselves() {
     assert!(!stored.is_empty() && stored.iter().all(|event| event.agent.as_ref() == Some(&second.id)));
 }
 
+#[tokio::test]
+async fn agents_in_several_statuses_are_one_list() {
+    let bench = with_pool(1).await;
+    let o = &bench.o;
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        all.push(submit(o, OUTSIDE).await);
+    }
+    o.cancel_agent(&admin(), &all[1].id, "").await.expect("cancelled");
+    let claimed = claim(o).await;
+    o.complete_agent(&admin(), done(&claimed)).await.expect("held");
+    over(o, &all[0].id, AgentStatus::Completed).await;
+    o.cancel_agent(&admin(), &all[3].id, "").await.expect("cancelled");
+    let list = async |statuses: &[AgentStatus], after: &str, limit| {
+        let filter = AgentFilter { statuses: statuses.to_vec(), ..AgentFilter::default() };
+        let page = Page { after: after.to_owned(), limit };
+        let found = o.agents(&filter, &page).await.expect("listed");
+        found
+            .iter()
+            .map(|agent| all.iter().position(|one| one.id == agent.id).expect("known"))
+            .collect::<Vec<_>>()
+    };
+    use AgentStatus::{Cancelled, Completed, Failed, Pending};
+    assert_eq!(list(&[Completed, Cancelled], "", 10).await, [3, 1, 0]);
+    assert_eq!(list(&[Failed, Pending, Cancelled], "", 10).await, [4, 3, 2, 1]);
+    assert_eq!(list(&[Failed, Pending, Cancelled], "", 2).await, [4, 3]);
+    let after = all[3].number.to_string();
+    assert_eq!(list(&[Pending, Cancelled, Completed], &after, 2).await, [2, 1]);
+    assert_eq!(list(&[Pending, Pending], "", 10).await, [4, 2], "a status that is named twice counts once");
+}
+
 fn about(agent: &Agent) -> EventFilter {
     EventFilter { agent: Some(agent.id.clone()), ..EventFilter::default() }
 }

@@ -71,8 +71,8 @@ async fn until_the_vm_is_clean_all_of_it_is_covered() {
         let other = Caller { name: name.to_owned(), admin: false };
         let uncovered = bench.o.set_masks(&other, &target, Vec::new(), None, deadline).await;
         assert_eq!(uncovered.expect_err("not theirs").reason, Reason::AdminOnly);
-        assert_eq!(bench.o.desktop(&other, &target).await.err().expect("nor this").reason, Reason::AdminOnly);
-        assert_eq!(bench.o.save_vm(&other, &vm).await.err().expect("nor this").reason, Reason::AdminOnly);
+        assert_eq!(bench.o.desktop(&other, &target).await.expect_err("nor this").reason, Reason::AdminOnly);
+        assert_eq!(bench.o.save_vm(&other, &vm).await.expect_err("nor this").reason, Reason::AdminOnly);
         let seen = bench.o.desktop_ended(&other, &target, Until::Stopped, false).await;
         assert_eq!(seen.err().expect("nor this").reason, Reason::AdminOnly);
     }

@@ -104,7 +104,7 @@ async fn nobody_gets_back_a_vm_that_somebody_else_had_since() {
     let lease = bench.o.lease(&old.lease.id).await.expect("in the copy");
     assert_eq!(lease.ended, Some(EndedAs::Revoked));
     assert!(lease.end_reason.contains("restored from a copy"), "{}", lease.end_reason);
-    let refused = bench.o.desktop(&admin(), &Target::Lease(old.lease.id.clone())).await.err().expect("ended");
+    let refused = bench.o.desktop(&admin(), &Target::Lease(old.lease.id.clone())).await.expect_err("ended");
     assert_eq!(refused.reason, Reason::LeaseEnded);
     bench.ready("desk", 1).await;
     assert_eq!(bench.world.dirt(&late.vm.vm.id), Some(0), "clean before anybody gets it");

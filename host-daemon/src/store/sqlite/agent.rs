@@ -98,7 +98,13 @@ fn list(query: &mut QueryBuilder<sqlx::Sqlite>, values: impl Iterator<Item = Str
 /// workflow's list, or the agents' ids, are looked through anyway.
 pub(super) fn query(filter: &AgentFilter, page: &Page) -> QueryBuilder<sqlx::Sqlite> {
     let apart = filter.pool.is_none() && filter.workflow.is_empty() && filter.ids.is_empty();
-    let lists: Vec<&[AgentStatus]> = match filter.statuses.as_slice() {
+    let mut distinct = Vec::with_capacity(filter.statuses.len());
+    for status in &filter.statuses {
+        if !distinct.contains(status) {
+            distinct.push(*status);
+        }
+    }
+    let lists: Vec<&[AgentStatus]> = match distinct.as_slice() {
         several @ [_, _, ..] if apart => several.chunks(1).collect(),
         statuses => vec![statuses],
     };
