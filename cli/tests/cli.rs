@@ -175,6 +175,8 @@ fn what_happened_is_listed() {
     snapshot!("events_list_json", daemon.run(&["events", "list", "--kind", "vm-moved", "-o", "json"]));
     let last = daemon.run(&["events", "list", "--tail", "1", "-o", "name"]);
     assert_eq!(last, "code: 0\n--- stdout\nr2\n--- stderr\n");
+    let of_agent = daemon.run(&["events", "list", "--agent", "a-1", "-o", "json"]);
+    assert!(of_agent.contains("\"agent\": \"agents/a-1\""), "{of_agent}");
     snapshot!("events_list_empty", daemon.run(&["events", "list", "--kind", "pool-deleted"]));
     snapshot!("usage_kind", daemon.run(&["events", "list", "--kind", "vm-born"]));
 }

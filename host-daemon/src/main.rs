@@ -169,10 +169,19 @@ fn token(command: &TokenCommand, config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn restore(file: &Path, config: &Config) -> anyhow::Result<ExitCode> {
-    let kept = daemon::restore(config, file)?;
+    let restored = daemon::restore(config, file)?;
     eprintln!("restored {} from {}", config.store.path.display(), file.display());
-    if let Some(kept) = kept {
+    if let Some(kept) = restored.kept {
         eprintln!("the store before is kept as {}", kept.display());
+    }
+    if let Some(error) = restored.unread {
+        eprintln!(
+            "it does not say who has had vms since the copy was taken: {:#}",
+            anyhow::Error::from(error)
+        );
+    }
+    for lease in restored.ended {
+        eprintln!("ended lease {lease}: its vm may have had another holder since, and is reset");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -28,6 +28,9 @@ pub(crate) enum Action {
         /// Only what is about this VM
         #[arg(long)]
         vm: Option<String>,
+        /// Only what is about this agent
+        #[arg(long)]
+        agent: Option<String>,
         /// Only of this kind; may be given several times
         #[arg(short, long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = kinds())]
         kinds: Vec<EventKind>,
@@ -85,7 +88,7 @@ fn kinds() -> impl clap::builder::TypedValueParser<Value = EventKind> {
 }
 
 pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
-    let Action::List { pool, vm, kinds, since, tail, list } = action;
+    let Action::List { pool, vm, agent, kinds, since, tail, list } = action;
     let start_time = since.map(|since| {
         let start = jiff::Timestamp::now().checked_sub(since).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
         Timestamp { seconds: start.as_second(), nanos: 0 }
@@ -93,6 +96,7 @@ pub(crate) async fn run(context: &Context, action: Action) -> Outcome {
     let request = WatchEventsRequest {
         pool: pool.unwrap_or_default(),
         vm: vm.unwrap_or_default(),
+        agent: agent.unwrap_or_default(),
         kinds: kinds.into_iter().map(i32::from).collect(),
         start_time,
         ..WatchEventsRequest::default()

@@ -1,10 +1,10 @@
 //! Puts a copy of the store back, while no daemon runs on the state directory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::state_dir::{StateDir, StateDirError};
 use crate::config::Config;
-use crate::store::copy::{self, CopyError};
+use crate::store::copy::{self, CopyError, Restored};
 
 /// Why a copy was not put back.
 #[derive(Debug, thiserror::Error)]
@@ -17,14 +17,15 @@ pub enum RestoreError {
     Copy(#[from] CopyError),
 }
 
-/// Replaces the store of these settings by a copy of one. Gives where the old store is kept, if there was one.
+/// Replaces the store of these settings by a copy of one.
 ///
 /// The next start brings VMs and rows together: VMs that were made since the copy was taken are deleted, since no row
-/// claims them, and those that are gone since are marked as lost.
+/// claims them, and those that are gone since are marked as lost. VMs that somebody may have used since are reset, and
+/// their leases ended.
 ///
 /// # Errors
 /// [`RestoreError`]; the store is as it was then.
-pub fn restore(config: &Config, file: &Path) -> Result<Option<PathBuf>, RestoreError> {
+pub fn restore(config: &Config, file: &Path) -> Result<Restored, RestoreError> {
     let _alone = StateDir::lock(&config.state_dir)?;
     Ok(copy::restore(file, &config.store())?)
 }
@@ -48,7 +49,7 @@ mod tests {
         let refused = restore(&config, &copy);
         assert!(matches!(refused, Err(RestoreError::StateDir(StateDirError::InUse { .. }))), "{refused:?}");
         drop(running);
-        let kept = restore(&config, &copy).expect("restored").expect("kept");
+        let kept = restore(&config, &copy).expect("restored").kept.expect("kept");
         assert!(kept.is_file());
     }
 }

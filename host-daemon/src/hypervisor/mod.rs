@@ -352,7 +352,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn recover(&self) -> HvResult<Vec<Found>>;
 
     /// What exists now, and what each of it is, while the daemon runs. Changes nothing. A VM in the middle of a call is told
-    /// as it was before or as it is after it.
+    /// as whatever it is on its way, so nothing may follow from that: whoever acts on it observes it between two calls.
     async fn survey(&self) -> HvResult<Vec<Found>>;
 
     /// What a VM is now.

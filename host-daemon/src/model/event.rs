@@ -310,6 +310,8 @@ pub struct EventFilter {
     pub pool: Option<PoolId>,
     /// Only about this VM.
     pub vm: Option<VmId>,
+    /// Only about this agent.
+    pub agent: Option<AgentId>,
     /// Only of these kinds; empty: all.
     pub kinds: Vec<EventKind>,
     /// Only from then on.
@@ -322,6 +324,7 @@ impl EventFilter {
     pub fn wants(&self, event: &Event) -> bool {
         (self.pool.is_none() || self.pool == event.pool)
             && (self.vm.is_none() || self.vm == event.vm)
+            && (self.agent.is_none() || self.agent == event.agent)
             && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
             && self.since.is_none_or(|since| event.at >= since)
     }

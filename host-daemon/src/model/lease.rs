@@ -11,7 +11,7 @@ pub enum EndedAs {
     Expired,
     /// Its VM died.
     VmLost,
-    /// Ended by an operator.
+    /// Ended by an operator: its VM or pool was deleted, or an older store put back.
     Revoked,
 }
 

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tempfile::NamedTempFile;
 
+use super::since::{self, Present};
 use super::{Store, StoreConfig};
 
 /// Why a copy was not made or not taken.
@@ -157,14 +158,26 @@ fn copy(db: &Connection, to: &Path, overwrite: bool) -> Result<u64, CopyError> {
     Ok(size)
 }
 
-/// Puts a copy in the place of a store that nobody has open. What was there is kept beside it, and its name given.
+/// What became of a copy that was put back.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Where the store is that was there before.
+    pub kept: Option<PathBuf>,
+    /// Why that one can't say who had VMs since the copy was taken, where it can't.
+    pub unread: Option<CopyError>,
+    /// Leases of the copy that were ended, since their VMs may have had other holders meanwhile.
+    pub ended: Vec<String>,
+}
+
+/// Puts a copy in the place of a store that nobody has open. What was there is kept beside it.
 ///
 /// The copy is checked before anything is touched: that it is whole, that it is a store, and that this daemon knows its
-/// schema; an older one is upgraded when the store is opened. Revisions given out before mean nothing afterwards.
+/// schema; an older one is upgraded when the store is opened. Revisions given out before mean nothing afterwards, and
+/// neither do leases on VMs that somebody else may have had since; see `since`.
 ///
 /// # Errors
 /// [`CopyError`]; the store is as it was then.
-pub fn restore(from: &Path, config: &StoreConfig) -> Result<Option<PathBuf>, CopyError> {
+pub fn restore(from: &Path, config: &StoreConfig) -> Result<Restored, CopyError> {
     let log = with_ending(from, "-wal");
     if fs::metadata(&log).is_ok_and(|file| file.len() > 0) {
         return Err(CopyError::Live(log));
@@ -173,12 +186,21 @@ pub fn restore(from: &Path, config: &StoreConfig) -> Result<Option<PathBuf>, Cop
     let file = beside(to)?;
     let mut source = File::open(from).map_err(io("read", from))?;
     io::copy(&mut source, &mut file.as_file()).map_err(io("copy", from))?;
-    prepare(file.path(), from)?;
+    let mut restored = Restored::default();
+    let present = match to.exists().then(|| Present::read(to)) {
+        None => Present::default(),
+        Some(Ok(present)) => present,
+        Some(Err(error)) => {
+            restored.unread = Some(database("read the store that is replaced")(error));
+            Present::default()
+        }
+    };
+    restored.ended = prepare(file.path(), from, &present)?;
     file.as_file().sync_all().map_err(io("make durable", file.path()))?;
 
-    let kept =
+    restored.kept =
         to.exists().then(|| with_ending(to, &format!(".replaced-{}", Timestamp::now().as_microsecond())));
-    if let Some(kept) = &kept {
+    if let Some(kept) = &restored.kept {
         // The old database stays in its place until the rename: a start in between must not find none, or it would
         // take all VMs for strangers.
         fs::hard_link(to, kept).map_err(io("keep the old store as", kept))?;
@@ -195,7 +217,7 @@ pub fn restore(from: &Path, config: &StoreConfig) -> Result<Option<PathBuf>, Cop
     }
     file.persist(to).map_err(|error| io("write", to)(error.error))?;
     sync_folder(to)?;
-    Ok(kept)
+    Ok(restored)
 }
 
 fn with_ending(path: &Path, ending: &str) -> PathBuf {
@@ -204,8 +226,8 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Checks a copy of `from` and gives it a new history.
-fn prepare(path: &Path, from: &Path) -> Result<(), CopyError> {
+/// Checks a copy of `from` and gives it a new history. Gives the leases that this ended.
+fn prepare(path: &Path, from: &Path, present: &Present) -> Result<Vec<String>, CopyError> {
     let not_ours = |why| CopyError::NotAStore { path: from.to_owned(), why };
     let read = |error: rusqlite::Error| match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => not_ours("it is no SQLite database"),
@@ -238,20 +260,16 @@ fn prepare(path: &Path, from: &Path) -> Result<(), CopyError> {
         let why = format!("a row of {table} refers to none");
         return Err(CopyError::Damaged { path: from.to_owned(), why });
     }
-    // A VM that was ready when the copy was taken may have been leased since, and hold what was left in it.
-    let hot = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('vms') WHERE name = 'hot')";
-    let hot: bool = db.query_row(hot, [], |row| row.get(0)).map_err(read)?;
-    let (unset, ready) = if hot { (", hot = 0", "(clean OR hot)") } else { ("", "clean") };
-    let sql = format!(
-        "UPDATE vms SET clean = 0, pending = 'reset'{unset} WHERE {ready} AND availability = 'idle'
-            AND pending IS NULL AND state NOT IN ('provisioning', 'error', 'deleting')"
-    );
-    db.execute(&sql, []).map_err(read)?;
+    // One commit: each would wait for the disk.
+    db.execute_batch("BEGIN").map_err(read)?;
+    let ended = since::settle(&db, present).map_err(read)?;
     if exists("facts").map_err(read)? {
         let sql = "UPDATE facts SET value = lower(hex(randomblob(4))) WHERE name = 'incarnation'";
         db.execute(sql, []).map_err(read)?;
     }
-    db.close().map_err(|(_, error)| read(error))
+    db.execute_batch("COMMIT").map_err(read)?;
+    db.close().map_err(|(_, error)| read(error))?;
+    Ok(ended)
 }
 
 /// Whether this daemon has every migration that made the database, and made it with the same.

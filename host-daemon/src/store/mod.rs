@@ -12,6 +12,7 @@
 mod changes;
 pub mod copy;
 pub mod masks;
+mod since;
 mod sqlite;
 pub mod vault;
 

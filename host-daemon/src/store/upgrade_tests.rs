@@ -11,7 +11,7 @@ use super::{Store, StoreConfig};
 use crate::model::event::{Event, EventFilter, EventKind};
 use crate::model::lease::EndedAs;
 use crate::model::query::{LeaseFilter, Page, VmFilter};
-use crate::model::record::{Availability, Outcome, Phase, Pool, TemplateState, Vm, Work};
+use crate::model::record::{Availability, Outcome, Pending, Phase, Pool, TemplateState, Vm, Work};
 use crate::model::vm::VmState;
 
 const ALL: Page = Page { after: String::new(), limit: 100 };
@@ -117,7 +117,7 @@ async fn a_copy_taken_under_writes_is_whole_and_comes_back() {
     let (before, head) = (store.incarnation(), store.changes().head());
     store.close().await;
 
-    let kept = restore(&copy, &config(&path)).expect("restored").expect("the old one is kept");
+    let kept = restore(&copy, &config(&path)).expect("restored").kept.expect("the old one is kept");
     let restored = opened(&path).await;
     let name = title(&restored).await;
     assert!(name == "before" || name.starts_with("during"), "{name}");
@@ -192,6 +192,45 @@ async fn what_is_no_whole_store_of_ours_is_not_put_back() {
     let old = dir.path().join("first.db");
     first_schema(&old);
     let empty = dir.path().join("empty.db");
-    assert_eq!(restore(&old, &config(&empty)).expect("restored"), None);
-    assert_eq!(opened(&empty).await.changes().pools().0.len(), 1);
+    let restored = restore(&old, &config(&empty)).expect("restored");
+    assert_eq!(
+        (restored.kept, restored.ended),
+        (None, vec!["l-1".to_owned()]),
+        "nobody knows who had its vm"
+    );
+    let store = opened(&empty).await;
+    assert_eq!(store.changes().pools().0.len(), 1);
+    let lease = store.lease(&id("l-1")).await.expect("read").expect("there");
+    assert_eq!(lease.ended, Some(EndedAs::Revoked));
+    for vm in ["browsers-0", "browsers-2"] {
+        let vm = store.vm(&id(vm)).await.expect("read").expect("there");
+        assert_eq!((vm.availability, vm.pending), (Availability::Idle, Some(Pending::Reset)), "{}", vm.id);
+        assert!(vm.lease.is_none() && !vm.clean);
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_daemon_wrote_last_is_known() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (path, copy) = (dir.path().join("hvkube.db"), dir.path().join("copy.db"));
+    first_schema(&path);
+    let store = opened(&path).await;
+    store.backup(&copy, false).await.expect("copied");
+    let put_back = |name: &str| {
+        // As it lies there when the daemon is killed, its log not folded in.
+        let place = dir.path().join(name);
+        fs::create_dir(&place).expect("made");
+        for file in ["hvkube.db", "hvkube.db-wal"] {
+            fs::copy(dir.path().join(file), place.join(file)).expect("copied");
+        }
+        restore(&copy, &config(&place.join("hvkube.db"))).expect("restored")
+    };
+    let still = put_back("still");
+    assert!(still.unread.is_none() && still.ended.is_empty(), "it has its vm to this day: {still:?}");
+
+    let mut lease = store.lease(&id("l-1")).await.expect("read").expect("there");
+    (lease.ended, lease.ended_at) = (Some(EndedAs::Released), Some(jiff::Timestamp::now()));
+    store.end_lease(None, &lease, Vec::new()).await.expect("ended");
+    assert!(fs::metadata(dir.path().join("hvkube.db-wal")).expect("a log").len() > 0);
+    assert_eq!(put_back("ended").ended, ["l-1"]);
 }

@@ -240,6 +240,7 @@ pub(crate) const ENTRIES: &[Entry] = entries! {
     // Hosts and operations.
     "WatchEventsRequest:parent" Field ["x", "vms/a1", "hosts/"];
     "WatchEventsRequest:vm" Field ["a1", "vms/", "pools/a1"];
+    "WatchEventsRequest:agent" Field ["a1", "agents/", "vms/a1"];
     "WatchEventsRequest:kinds" Field [vec![0], vec![1, 999], vec![-1]];
     "WatchEventsRequest:start_time" Field [seconds(i64::MAX), nanos(-1), nanos(1_000_000_000)];
     "BackupStoreRequest:path" Field ["", "relative", "/folder/", "/a\0b", format!("/{}", long(4096))];

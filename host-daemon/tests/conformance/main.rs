@@ -42,6 +42,8 @@ macro_rules! conformance {
             a_killed_process_is_told_once,
             what_was_asked_for_is_no_news,
             a_new_daemon_finds_what_the_old_one_left,
+            a_survey_tells_what_each_vm_is_and_changes_nothing,
+            a_survey_leaves_out_no_vm_in_the_middle_of_a_call,
             streams_end_with_their_vm_and_are_opened_again,
             screen_and_input_need_no_agent_where_the_backend_has_them,
         }

@@ -133,6 +133,7 @@ impl Client {
         let request = WatchEventsRequest {
             pool: named("pools", &request.pool),
             vm: named("vms", &request.vm),
+            agent: named("agents", &request.agent),
             ..request
         };
         watch(self.clone(), request.revision.clone(), move |client, revision| {

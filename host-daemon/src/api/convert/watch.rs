@@ -61,6 +61,7 @@ pub(crate) fn events(request: &v1::WatchEventsRequest) -> Result<(EventFilter, O
     let filter = EventFilter {
         pool: fields::optional_name("pool", "pools", &request.pool)?,
         vm: fields::optional_name("vm", "vms", &request.vm)?,
+        agent: fields::optional_name("agent", "agents", &request.agent)?,
         kinds,
         since: since.transpose()?,
     };

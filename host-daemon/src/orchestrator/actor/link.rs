@@ -200,7 +200,11 @@ impl Link {
         if let Some(session) = self.session.send_replace(None) {
             session.close();
         }
-        self.guest.send_modify(|view| view.connected = false);
+        self.guest.send_modify(|view| {
+            view.connected = false;
+            // The row has it for as long as the VM does.
+            view.ip_address.clear();
+        });
     }
 }
 

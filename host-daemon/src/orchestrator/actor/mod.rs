@@ -231,6 +231,13 @@ impl Actor {
     fn next(&self, change: impl FnOnce(&mut Vm)) -> Vm {
         let mut next = self.row.clone();
         change(&mut next);
+        if matches!(
+            next.state,
+            VmState::Saved | VmState::Off | VmState::Resetting | VmState::Error | VmState::Deleting
+        ) {
+            // It had it while it ran, which may have been for somebody else; it tells a new one when it runs again.
+            next.ip_address.clear();
+        }
         next.version += 1;
         next.updated = Timestamp::now();
         next

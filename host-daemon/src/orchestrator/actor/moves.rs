@@ -139,7 +139,6 @@ impl Actor {
                         // It may come straight from being put back to clean.
                         row.clean = true;
                         row.pending = None;
-                        row.ip_address = String::new();
                     }
                 })
                 .await?;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::request::{GuestWorkflow, ShotImage, SubmitAgent};
-use super::{change, refused, shots, stored};
+use super::{News, change, refused, shots, stored};
 use crate::model::agent::{Agent, AgentFilter, AgentStatus, LogEntry, LogSource};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::{Event, EventKind};
@@ -101,7 +101,7 @@ impl Orchestrator {
             StoreError::Exists("agent") => Error::exists("agent", &agent.id),
             error => error.into(),
         })?;
-        shared.agents.changed(&agent.id, true);
+        News::of(&agent).tell(shared);
         Ok(agent)
     }
 

@@ -154,7 +154,7 @@ async fn attempt(o: &Orchestrator, agent: Agent) -> Over {
     let (id, epoch) = (&agent.id, agent.epoch);
     let mut pokes = shared.agents.pokes(id);
     let granted = tokio::select! {
-        granted = acquire(o, &agent, &agent.owner, VM_WAIT) => granted,
+        granted = acquire(o, &agent, &agent.owner, VM_WAIT, None, None) => granted,
         () = worker::ended(shared, id, epoch, &mut pokes) => return Over::Ended,
         () = shared.stopping.cancelled() => return Over::Stopping,
     };

@@ -11,6 +11,7 @@
 //! the lease has ended; so a daemon that dies anywhere leaves rows from which `recover` finds every lease.
 
 mod calls;
+mod choice;
 mod guest;
 pub mod request;
 mod shots;
@@ -27,12 +28,14 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
 use super::asked::asker;
+use super::pools::Ticket;
+use super::request::Stage;
 use super::view::Granted;
 use super::{Orchestrator, Shared, leases};
 use crate::model::agent::{Agent, Claim, LogEntry, LogSource, Refused, Setback};
 use crate::model::error::{Error, Reason, Result};
 use crate::model::event::Event;
-use crate::model::ids::{AgentId, LeaseId, VmId};
+use crate::model::ids::{AgentId, LeaseId, PoolId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::RequestId;
 use crate::model::queue::Needs;
@@ -82,63 +85,143 @@ struct Active {
     poke: watch::Sender<u64>,
 }
 
+/// Claims that somebody here works on, by agent and by VM.
+#[derive(Default)]
+struct AllActive {
+    claims: HashMap<AgentId, Active>,
+    on: HashMap<VmId, AgentId>,
+}
+
+impl AllActive {
+    fn remove(&mut self, id: &AgentId) {
+        let vm = self.claims.remove(id).and_then(|active| active.vm);
+        // The VM may be another agent's by now.
+        if let Some(vm) = vm.filter(|vm| self.on.get(vm) == Some(id)) {
+            self.on.remove(&vm);
+        }
+    }
+}
+
+/// Counts moments at which somebody who waits should look again, by the workflow that they wait for, in one pool or in any.
+type Waiting = HashMap<(String, Option<PoolId>), watch::Sender<u64>>;
+
 /// What is known of agents while the daemon runs.
 #[derive(Default)]
 pub(super) struct Agents {
-    /// Counts moments at which somebody who waits for an agent should look again.
+    /// Counts moments at which the dispatcher should look again.
     free: watch::Sender<u64>,
+    waiting: Mutex<Waiting>,
+    /// Places in queues that are held for agents without a worker.
+    held: Mutex<HashMap<AgentId, choice::Hold>>,
+    /// Held by the one worker who is about to leave a queue for another pool's VM, so that not all who wait run for it.
+    leaving: Arc<tokio::sync::Mutex<()>>,
     /// Counts changes of any agent.
     changes: watch::Sender<u64>,
-    active: Mutex<HashMap<AgentId, Active>>,
+    active: Mutex<AllActive>,
     /// Pictures are kept one after another: their names are numbers. They are rare.
     keeping: tokio::sync::Mutex<()>,
 }
 
 impl Agents {
-    fn active(&self) -> MutexGuard<'_, HashMap<AgentId, Active>> {
+    fn active(&self) -> MutexGuard<'_, AllActive> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The agent that runs on a VM.
     pub(super) fn on(&self, vm: &VmId) -> Option<AgentId> {
-        let active = self.active();
-        active.iter().find(|(_, active)| active.vm.as_ref() == Some(vm)).map(|(id, _)| id.clone())
+        self.active().on.get(vm).cloned()
     }
 
     fn is_active(&self, id: &AgentId, epoch: u64) -> bool {
-        self.active().get(id).is_some_and(|active| active.epoch == epoch)
+        self.active().claims.get(id).is_some_and(|active| active.epoch == epoch)
     }
 
     /// Changes of one agent's row, as long as its claim is worked on.
     fn pokes(&self, id: &AgentId) -> Option<watch::Receiver<u64>> {
-        self.active().get(id).map(|active| active.poke.subscribe())
+        self.active().claims.get(id).map(|active| active.poke.subscribe())
     }
 
     fn has_vm(&self, id: &AgentId, vm: &VmId) {
-        if let Some(active) = self.active().get_mut(id) {
+        let mut all = self.active();
+        if let Some(active) = all.claims.get_mut(id) {
             active.vm = Some(vm.clone());
+            all.on.insert(vm.clone(), id.clone());
         }
     }
 
-    /// Somebody who waits for an agent should look again.
+    /// The dispatcher should look again.
     fn look_again(&self) {
         self.free.send_modify(|count| *count += 1);
     }
 
-    /// An agent has changed; `free`: it may be taken now, or when its pause is over.
-    fn changed(&self, id: &AgentId, free: bool) {
-        self.changes.send_modify(|count| *count += 1);
-        if let Some(active) = self.active().get(id) {
-            active.poke.send_modify(|count| *count += 1);
-        }
-        if free {
-            self.look_again();
-        }
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes whenever there may be an agent for somebody who waits for one of this workflow, in this pool or in any.
+    pub(super) fn wait_for(&self, workflow: &str, pool: Option<&PoolId>) -> watch::Receiver<u64> {
+        let key = (workflow.to_owned(), pool.cloned());
+        let mut waiting = self.waiting();
+        // Nobody waits for these any more.
+        waiting.retain(|_, count| count.receiver_count() > 0);
+        waiting.entry(key).or_default().subscribe()
     }
 }
 
 fn is_free(agent: &Agent) -> bool {
     agent.claim.is_none() && !agent.status.is_final()
+}
+
+/// What an agent's change means to others.
+struct News {
+    id: AgentId,
+    workflow: String,
+    pool: PoolId,
+    needs: Needs,
+    /// It may be taken now, or when its pause is over.
+    free: bool,
+}
+
+impl News {
+    fn of(agent: &Agent) -> Self {
+        Self {
+            id: agent.id.clone(),
+            workflow: agent.spec.workflow.clone(),
+            pool: agent.spec.pool.clone(),
+            needs: needs(agent),
+            free: is_free(agent),
+        }
+    }
+
+    /// Wakes whom it concerns.
+    fn tell(&self, shared: &Shared) {
+        let agents = &shared.agents;
+        agents.changes.send_modify(|count| *count += 1);
+        if let Some(active) = agents.active().claims.get(&self.id) {
+            active.poke.send_modify(|count| *count += 1);
+        }
+        if !self.free {
+            agents.hold_no_more(&self.id);
+            return;
+        }
+        agents.look_again();
+        {
+            let waiting = agents.waiting();
+            for pool in [None, Some(self.pool.clone())] {
+                if let Some(count) = waiting.get(&(self.workflow.clone(), pool)) {
+                    count.send_modify(|count| *count += 1);
+                }
+            }
+        }
+        if choice::can_have_one(shared, &self.id, &self.pool, &self.needs) {
+            // For those who wait for a VM of another pool.
+            shared.pools.chance();
+        }
+    }
+}
+
+fn needs(agent: &Agent) -> Needs {
+    Needs { gpu: agent.spec.requires_gpu, template: None }
 }
 
 /// Marks a claim as worked on for as long as it lives.
@@ -151,7 +234,12 @@ struct Busy {
 impl Busy {
     fn new(shared: &Arc<Shared>, agent: &Agent) -> Self {
         let active = Active { epoch: agent.epoch, vm: None, poke: watch::Sender::new(0) };
-        shared.agents.active().insert(agent.id.clone(), active);
+        {
+            let mut all = shared.agents.active();
+            // The claim before it may not be cleared away yet.
+            all.remove(&agent.id);
+            all.claims.insert(agent.id.clone(), active);
+        }
         Self { shared: Arc::clone(shared), id: agent.id.clone(), epoch: agent.epoch }
     }
 }
@@ -160,7 +248,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         let mut active = self.shared.agents.active();
         // The next claim may have begun before this one's end was cleared away.
-        if active.get(&self.id).is_some_and(|active| active.epoch == self.epoch) {
+        if active.claims.get(&self.id).is_some_and(|active| active.epoch == self.epoch) {
             active.remove(&self.id);
         }
         drop(active);
@@ -195,30 +283,31 @@ fn clip(mut text: String) -> String {
 /// Tells of a change though whoever made it has gone: its write may be queued, and is then done.
 struct Told<'a> {
     shared: &'a Arc<Shared>,
-    /// Of which agent, and whether it is free from now on; none: there is nothing to tell.
-    change: Option<(AgentId, bool)>,
+    /// None: there is nothing to tell.
+    news: Option<News>,
 }
 
 impl<'a> Told<'a> {
     fn new(shared: &'a Arc<Shared>, agent: &Agent) -> Self {
-        Self { shared, change: Some((agent.id.clone(), is_free(agent))) }
+        Self { shared, news: Some(News::of(agent)) }
     }
 
-    fn settled(&mut self) {
-        self.change = None;
+    /// Gives what is to be told, by the caller now.
+    fn settled(&mut self) -> Option<News> {
+        self.news.take()
     }
 }
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
-        let Some((id, free)) = self.change.take() else { return };
+        let Some(news) = self.news.take() else { return };
         let shared = Arc::clone(self.shared);
         self.shared.leases.under_way.spawn(async move {
             // Behind this the row has changed or never will. To look in vain does no harm.
             if let Err(error) = shared.store.caught_up().await {
-                tracing::warn!(agent = %id, error = &error as &dyn std::error::Error, "change not waited for");
+                tracing::warn!(agent = %news.id, error = &error as &dyn std::error::Error, "change not waited for");
             }
-            shared.agents.changed(&id, free);
+            news.tell(&shared);
         });
     }
 }
@@ -248,10 +337,12 @@ async fn change(
         let event = Event::agent_changed(&before, &agent, &asker());
         let mut told = Told::new(shared, &agent);
         let written = shared.store.update_agent(&agent, entries, request, event).await;
-        told.settled();
+        let news = told.settled();
         match written {
             Ok(()) => {
-                shared.agents.changed(&agent.id, is_free(&agent));
+                if let Some(news) = news {
+                    news.tell(shared);
+                }
                 return Ok(agent);
             }
             Err(StoreError::Changed(_)) => tokio::task::yield_now().await,
@@ -335,7 +426,14 @@ async fn lease_of(shared: &Shared, agent: &Agent, claim: &Claim) -> Result<Optio
 }
 
 /// Gets the VM of a claim.
-async fn acquire(o: &Orchestrator, agent: &Agent, holder: &str, wait: Duration) -> Result<Granted> {
+async fn acquire(
+    o: &Orchestrator,
+    agent: &Agent,
+    holder: &str,
+    wait: Duration,
+    stage: Option<watch::Sender<Stage>>,
+    kept: Option<Ticket>,
+) -> Result<Granted> {
     let caller = super::request::Caller { name: holder.to_owned(), admin: false };
     let request = RequestId { id: agent.lease_request(), fingerprint: format!("agent {}", agent.id) };
     // No longer than it may wait for a VM: whoever has it keeps the sweep from ending it.
@@ -344,14 +442,14 @@ async fn acquire(o: &Orchestrator, agent: &Agent, holder: &str, wait: Duration) 
     let wanted = super::request::Acquire {
         pool: Some(agent.spec.pool.clone()),
         priority: agent.spec.priority,
-        needs: Needs { gpu: agent.spec.requires_gpu, template: None },
+        needs: needs(agent),
         labels: std::collections::BTreeMap::new(),
         ttl: None,
         wait,
         purpose: format!("agent {}", agent.id),
         request: Some(request),
     };
-    o.acquire(&caller, wanted).await
+    o.acquire_from(&caller, wanted, stage, kept).await
 }
 
 /// What a failed acquire means for an agent; none: the daemon stops, and the next one goes on.

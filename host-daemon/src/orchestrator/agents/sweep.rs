@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use super::{Busy, change, give_back, set_back, shots, supervise};
 use crate::model::agent::{Runner, Setback};
 use crate::model::error::{Error, Result};
+use crate::model::ids::LeaseId;
+use crate::model::lease::EndedAs;
 use crate::orchestrator::{Orchestrator, Shared};
 
 /// How late an agent that waited too long may be noticed. One look is one query by index.
@@ -24,7 +26,14 @@ pub(in crate::orchestrator) async fn recover(o: &Orchestrator) -> Result<()> {
     shots::collect(shared).await?;
     for agent in shared.store.claimed_agents().await? {
         let (id, epoch) = (&agent.id, agent.epoch);
-        let has_vm = agent.claim.as_ref().is_some_and(|claim| claim.lease.is_some());
+        let lease = agent.claim.as_ref().and_then(|claim| claim.lease.as_ref());
+        let (has_vm, revoked) = (lease.is_some(), revoked(shared, lease).await?);
+        if let Some(why) = revoked.filter(|_| !agent.status.is_final()) {
+            // Since the daemon before this one ended: none of the agent's doing.
+            set_back(shared, id, epoch, Setback::Interrupted, &format!("lost its vm: {why}")).await;
+            give_back(shared, id, epoch).await;
+            continue;
+        }
         if agent.runner == Some(Runner::External) && has_vm && agent.is_held() {
             // Nobody could report while there was no daemon: the claim's life begins anew.
             let agent = change(shared, id, None, |agent, _, now| {
@@ -48,6 +57,13 @@ pub(in crate::orchestrator) async fn recover(o: &Orchestrator) -> Result<()> {
         give_back(shared, id, epoch).await;
     }
     Ok(())
+}
+
+/// Why a lease was ended by an operator, if one did.
+async fn revoked(shared: &Shared, lease: Option<&LeaseId>) -> Result<Option<String>> {
+    let Some(lease) = lease else { return Ok(None) };
+    let lease = shared.store.lease(lease).await?;
+    Ok(lease.filter(|lease| lease.ended == Some(EndedAs::Revoked)).map(|lease| lease.end_reason))
 }
 
 /// Looks after agents until the daemon stops.

@@ -2,20 +2,40 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::choice::{Next, choose, elsewhere, hold};
 use super::request::{ClaimAgent, Claimed, CompleteAgent, ReportAgent, Upload};
 use super::shots::{self, Picture};
 use super::{Busy, acquire, change, give_back, refused, set_back, setback_of, stored, supervise};
 use crate::model::agent::{Agent, AgentStatus, Claim, LogSource, Refused, Runner, Setback};
 use crate::model::error::{Error, Reason, Result};
-use crate::model::ids::AgentId;
+use crate::model::ids::{AgentId, PoolId};
 use crate::model::query::RequestId;
-use crate::orchestrator::request::Caller;
+use crate::orchestrator::request::{Caller, Stage};
 use crate::orchestrator::{Orchestrator, Shared};
-use crate::store::NextAgent;
+
+/// What one try to get an agent is about.
+struct Ask<'a> {
+    caller: &'a Caller,
+    wanted: &'a ClaimAgent,
+    /// Pools in which this worker may have no further VM.
+    full: &'a [PoolId],
+    deadline: Instant,
+}
+
+/// What came of it.
+enum Taken {
+    Claimed(Box<Claimed>),
+    /// It failed, somebody else was faster, or the time is over.
+    NotNow,
+    /// Another pool has a VM, and this worker the right to go for it.
+    LeftFor(OwnedMutexGuard<()>),
+    /// The worker may have no further VM of this pool.
+    Full(Error),
+}
 
 impl Orchestrator {
     /// Takes the next agent of a workflow, with a VM that is ready; none when there is none in time. Dropping the future
@@ -37,25 +57,33 @@ impl Orchestrator {
         }
         let mut undo = Undo::new(shared, wanted.request.as_ref(), turn);
         let deadline = Instant::now() + wanted.wait;
-        let mut free = shared.agents.free.subscribe();
-        let workflows = [wanted.workflow.clone()];
+        let mut free = shared.agents.wait_for(&wanted.workflow, wanted.pool.as_ref());
+        // Pools in which this worker may have no further VM.
+        let mut full = Vec::new();
+        // Kept from when a queue is left until a VM of another pool was asked for.
+        let mut leaving = None;
         loop {
             free.borrow_and_update();
-            let next = NextAgent { workflows: &workflows, pool: wanted.pool.as_ref(), busy: &[] };
             let now = jiff::Timestamp::now();
-            let until = match shared.store.next_agent(&next, now).await? {
-                (Some(agent), _) => {
-                    if let Some(claimed) = self.take(caller, &wanted, agent, deadline, &mut undo).await? {
-                        return Ok(Some(claimed));
-                    }
-                    // It failed, or somebody else was faster: there may be another one, as long as there is time.
-                    if Instant::now() < deadline { continue } else { return Ok(None) }
+            let (next, pause_over) = choose(shared, caller, &wanted, &full, now).await?;
+            if let Some(Next { agent, first }) = next {
+                let pool = agent.spec.pool.clone();
+                let ask = Ask { caller, wanted: &wanted, full: &full, deadline };
+                match self.take(&ask, agent, &mut undo, leaving.take()).await? {
+                    Taken::Claimed(claimed) => return Ok(Some(*claimed)),
+                    // It failed, or somebody else was faster: there may be another one.
+                    Taken::NotNow => {}
+                    Taken::LeftFor(turn) => leaving = Some(turn),
+                    // Another worker may take the agent at once, and this one gets no other either, unless this was but the
+                    // second choice.
+                    Taken::Full(error) if first => return Err(error),
+                    Taken::Full(_) => full.push(pool),
                 }
-                (None, Some(pause_over)) => {
-                    deadline.min(Instant::now() + pause_over.duration_since(now).unsigned_abs())
-                }
-                (None, None) => deadline,
-            };
+                if Instant::now() < deadline { continue } else { return Ok(None) }
+            }
+            let pause_over = pause_over.map(|at| Instant::now() + at.duration_since(now).unsigned_abs());
+            let until = pause_over.map_or(deadline, |at| deadline.min(at));
+            leaving = None;
             if Instant::now() >= deadline {
                 return Ok(None);
             }
@@ -69,17 +97,17 @@ impl Orchestrator {
         }
     }
 
-    /// Tries to get one agent and its VM.
+    /// Tries to get one agent and its VM. `leaving`: the right to leave a queue for that VM, given up when it was asked for.
     async fn take(
         &self,
-        caller: &Caller,
-        wanted: &ClaimAgent,
+        ask: &Ask<'_>,
         agent: Agent,
-        deadline: Instant,
         undo: &mut Undo,
-    ) -> Result<Option<Claimed>> {
-        let shared = &self.0;
+        mut leaving: Option<OwnedMutexGuard<()>>,
+    ) -> Result<Taken> {
+        let (shared, Ask { caller, wanted, .. }) = (&self.0, ask);
         let id = agent.id;
+        let kept = shared.agents.take_kept(&id);
         let ttl = wanted.ttl.unwrap_or(shared.settings.agents.claim_ttl);
         let claim = Claim {
             id: Uuid::new_v4(),
@@ -104,31 +132,51 @@ impl Orchestrator {
             Err(error) if error.reason != Reason::NotFound => return Err(error),
             _ => {
                 undo.settled();
-                return Ok(None);
+                return Ok(Taken::NotNow);
             }
         };
         let (epoch, busy) = (agent.epoch, Busy::new(shared, &agent));
-        let wait = deadline.saturating_duration_since(Instant::now());
+        let wait = ask.deadline.saturating_duration_since(Instant::now());
         let mut pokes = shared.agents.pokes(&id);
-        let granted = tokio::select! {
-            granted = acquire(self, &agent, &caller.name, wait) => granted,
-            () = ended(shared, &id, epoch, &mut pokes) => {
-                give_back(shared, &id, epoch).await;
-                undo.settled();
-                return Ok(None);
+        let (tell, mut stage) = watch::channel(Stage::Asked);
+        let (pool, seen) = (&agent.spec.pool, stage.clone());
+        // Boxed: it is dropped before its end.
+        let mut acquiring = Box::pin(acquire(self, &agent, &caller.name, wait, Some(tell), kept));
+        let mut elsewhere = Box::pin(elsewhere(shared, wanted, pool, ask.full, seen));
+        let granted = loop {
+            tokio::select! {
+                granted = &mut acquiring => break granted,
+                () = ended(shared, &id, epoch, &mut pokes) => {
+                    drop(acquiring);
+                    give_back(shared, &id, epoch).await;
+                    undo.settled();
+                    return Ok(Taken::NotNow);
+                }
+                turn = &mut elsewhere => {
+                    drop(acquiring);
+                    let why = "another pool had a vm first";
+                    set_back(shared, &id, epoch, Setback::Interrupted, why).await;
+                    give_back(shared, &id, epoch).await;
+                    undo.settled();
+                    hold(shared, &agent, caller);
+                    return Ok(Taken::LeftFor(turn));
+                }
+                // It stands in the queue, or has a VM.
+                _ = stage.changed(), if leaving.is_some() => leaving = None,
             }
         };
+        drop(elsewhere);
         let granted = match granted {
             Ok(granted) => granted,
             Err(error) => {
                 let Some(setback) = setback_of(&error) else { return Err(error) };
-                // The quota is the worker's: another one may take the agent at once, and this one gets no other either.
+                // The quota is the worker's and not the agent's.
                 let quota = error.reason == Reason::QuotaExceeded;
                 let setback = if quota { Setback::Interrupted } else { setback };
                 set_back(shared, &id, epoch, setback, &format!("got no vm: {error}")).await;
                 give_back(shared, &id, epoch).await;
                 undo.settled();
-                return if quota { Err(error) } else { Ok(None) };
+                return Ok(if quota { Taken::Full(error) } else { Taken::NotNow });
             }
         };
         let (lease, vm) = (granted.lease, granted.vm);
@@ -144,12 +192,12 @@ impl Orchestrator {
         if assigned.is_err() {
             give_back(shared, &id, epoch).await;
             undo.settled();
-            return Ok(None);
+            return Ok(Taken::NotNow);
         }
         undo.settled();
         shared.agents.has_vm(&id, &vm.vm.id);
         supervise::start(self, &agent, busy);
-        Ok(Some(Claimed { agent, lease, vm, ttl }))
+        Ok(Taken::Claimed(Box::new(Claimed { agent, lease, vm, ttl })))
     }
 
     /// The answer of an earlier call with the same request id.
@@ -268,7 +316,7 @@ pub(super) async fn ended(
     shared: &Shared,
     id: &AgentId,
     epoch: u64,
-    pokes: &mut Option<tokio::sync::watch::Receiver<u64>>,
+    pokes: &mut Option<watch::Receiver<u64>>,
 ) {
     let Some(pokes) = pokes else { return };
     loop {

@@ -18,7 +18,7 @@ use crate::orchestrator::Orchestrator;
 use crate::orchestrator::actor::preempted;
 use crate::orchestrator::asked::asker;
 use crate::orchestrator::leases::{self, Grant, Unanswered};
-use crate::orchestrator::pools::{self, Turn};
+use crate::orchestrator::pools::{self, Ticket, Turn};
 use crate::orchestrator::request::{Acquire, Caller, Stage};
 use crate::orchestrator::view::{Granted, QueueView};
 use crate::store::StoreError;
@@ -49,6 +49,17 @@ impl Orchestrator {
         request: Acquire,
         stage: Option<watch::Sender<Stage>>,
     ) -> Result<Granted> {
+        self.acquire_from(caller, request, stage, None).await
+    }
+
+    /// The same with a VM of the named pool to begin with.
+    pub(in crate::orchestrator) async fn acquire_from(
+        &self,
+        caller: &Caller,
+        request: Acquire,
+        stage: Option<watch::Sender<Stage>>,
+        mut kept: Option<Ticket>,
+    ) -> Result<Granted> {
         let shared = self.open()?;
         let _under_way = shared.leases.under_way.token();
         let lock = shared.leases.lock(request.request.as_ref()).await;
@@ -76,9 +87,11 @@ impl Orchestrator {
         // Nobody has seen the lease before it is granted once; then a VM that fails it is replaced beneath it.
         let mut granted_once = false;
         loop {
-            let Some(ticket) = shared.pools.take(&pool.id, &mut turn, asked + request.wait).await else {
-                return Err(self.exhausted(&pool, request.wait).await);
+            let ticket = match kept.take() {
+                None => shared.pools.take(&pool.id, &mut turn, asked + request.wait).await,
+                kept => kept,
             };
+            let Some(ticket) = ticket else { return Err(self.exhausted(&pool, request.wait).await) };
             let waited = *waited.get_or_insert_with(|| asked.elapsed());
             let granted = Instant::now();
             let Ok(handle) = shared.registry.get(&ticket.vm) else {

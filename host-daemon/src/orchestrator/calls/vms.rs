@@ -12,7 +12,7 @@ use crate::model::event::{Event, EventKind};
 use crate::model::ids::{CLEAN, CheckpointId, LeaseId, VmId};
 use crate::model::lease::EndedAs;
 use crate::model::query::{Page, VmFilter};
-use crate::model::record::Pending;
+use crate::model::record::{Availability, Pending};
 use crate::model::vm::VmState;
 use crate::orchestrator::actor::{Actor, Handle, preempted};
 use crate::orchestrator::request::{Caller, Fork, TakeCheckpoint};
@@ -324,10 +324,22 @@ impl Orchestrator {
         Ok(Usable { handle, lease })
     }
 
-    /// A VM that nobody else has leased.
+    /// A VM that nobody else has leased. One that is being given back, or failed, may still hold what its last holder left,
+    /// so that only the operator may use it.
     pub(super) fn permitted(&self, caller: &Caller, id: &VmId) -> Result<Handle> {
         let handle = self.0.registry.get(id)?;
-        let lease = handle.look(|row| row.lease.clone());
+        let (lease, state) = handle.look(|row| (row.lease.clone(), row.state));
+        let (left_over, kept_out) =
+            handle.look(|row| (row.pending.is_some(), row.availability == Availability::Quarantined));
+        if lease.is_none() && !caller.admin {
+            if kept_out {
+                let why = format!("vm {id} is quarantined, only the admin token may use it");
+                return Err(Error::new(Reason::AdminOnly, why).with("vm", id).with("caller", &caller.name));
+            }
+            if left_over {
+                return Err(busy(id, state));
+            }
+        }
         if let Some(lease) = lease
             && !caller.admin
             && !self.0.leases.is_holder(&lease, &caller.name)

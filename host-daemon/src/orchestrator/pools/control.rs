@@ -49,6 +49,7 @@ pub(in crate::orchestrator) fn control(shared: &Arc<Shared>, id: PoolId, paused:
         hot: shared.pools.hot_count(&id),
         to_heat: AtomicU32::new(0),
         surplus_since: Mutex::default(),
+        chances: Arc::clone(&shared.pools.chances),
     });
     // What is ready was announced before anybody listened; the first look offers it.
     shared.pools.all().insert(id, Arc::clone(&state));

@@ -98,18 +98,21 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        {
+        let had_some = {
             let mut lot = self.pool.lot();
+            let had_some = lot.ready() > 0;
             lot.invited.remove(&self.vm);
             if !self.used {
                 lot.put(self.vm.clone(), self.facts.clone());
             }
-        }
+            had_some
+        };
         if self.used {
             // It may have become ready again before its ticket went.
             self.pool.wake.notify_one();
         } else {
             PoolState::bring_together(&self.pool);
+            self.pool.tell_of_chance(had_some);
         }
     }
 }
@@ -227,6 +230,11 @@ impl Lot {
         self.pick(needs).is_some()
     }
 
+    /// Whether somebody who comes now gets one of the ready ones.
+    pub(super) fn serves(&self, needs: &Needs) -> bool {
+        !self.paused && !self.closed && self.has(needs)
+    }
+
     /// Callers who wait.
     pub(super) fn callers(&self) -> usize {
         self.queue.iter().filter(|(.., what)| matches!(what, Waiting::Caller(_))).count()
@@ -294,6 +302,13 @@ impl Lot {
 }
 
 impl PoolState {
+    /// Tells those who wait for another pool that this one has VMs left over, unless it `had_some` before.
+    pub(super) fn tell_of_chance(&self, had_some: bool) {
+        if !had_some && self.lot().ready() > 0 {
+            self.chances.send_modify(|chances| *chances = chances.wrapping_add(1));
+        }
+    }
+
     /// Gives what is ready to those who wait.
     pub(super) fn bring_together(this: &Arc<Self>) {
         loop {

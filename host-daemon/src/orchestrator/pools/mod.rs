@@ -52,6 +52,8 @@ pub(super) struct Pools {
     planned_mb: AtomicU64,
     /// VMs wait saved; on a hypervisor without saving they wait running.
     needs_memory: bool,
+    /// Grows when a pool that had no VM to spare has one.
+    chances: Arc<watch::Sender<u64>>,
     settings: super::Settings,
     /// Where the queue's clock begins.
     began: Instant,
@@ -90,6 +92,8 @@ pub(super) struct PoolState {
     to_heat: AtomicU32,
     /// Since when there are more idle VMs than a pool that follows demand keeps.
     surplus_since: Mutex<Option<Instant>>,
+    /// Of all pools.
+    chances: Arc<watch::Sender<u64>>,
 }
 
 impl PoolState {
@@ -103,13 +107,16 @@ impl PoolState {
 
     /// A VM is ready.
     fn offer(this: &Arc<Self>, vm: VmId, facts: Facts, now: i64) {
-        {
+        let had_some = {
             let mut lot = this.lot();
+            let had_some = lot.ready() > 0;
             if lot.put(vm.clone(), facts) && lot.came_free(&vm) {
                 lot.rate.came(now);
             }
-        }
+            had_some
+        };
         Self::bring_together(this);
+        this.tell_of_chance(had_some);
     }
 }
 
@@ -155,6 +162,7 @@ impl Pools {
             hot: Mutex::default(),
             planned_mb: AtomicU64::new(0),
             needs_memory,
+            chances: Arc::default(),
             settings: settings.clone(),
             began: Instant::now(),
         }
@@ -249,8 +257,25 @@ impl Pools {
     pub(super) fn outlook(&self, id: &PoolId, needs: &Needs) -> (bool, usize) {
         self.get(id).map_or((false, usize::MAX), |pool| {
             let lot = pool.lot();
-            (lot.has(needs) && !lot.paused && !lot.closed, lot.queue.len())
+            (lot.serves(needs), lot.queue.len())
         })
+    }
+
+    /// Pools that have a VM for whoever comes next.
+    pub(super) fn with_vms(&self) -> Vec<PoolId> {
+        let all: Vec<_> = self.all().values().cloned().collect();
+        let any = Needs::default();
+        all.into_iter().filter(|pool| pool.lot().serves(&any)).map(|pool| pool.id.clone()).collect()
+    }
+
+    /// Changes when a pool may have joined those of [`Pools::with_vms`].
+    pub(super) fn chances(&self) -> watch::Receiver<u64> {
+        self.chances.subscribe()
+    }
+
+    /// Somebody wants a VM of a pool that has one to spare.
+    pub(super) fn chance(&self) {
+        self.chances.send_modify(|chances| *chances = chances.wrapping_add(1));
     }
 
     /// Waits for a VM; nothing when the deadline passes or the pool goes away.
@@ -391,6 +416,7 @@ impl Pools {
         if let Some(pool) = self.get(id) {
             pool.lot().closed = false;
             PoolState::bring_together(&pool);
+            pool.tell_of_chance(false);
         }
     }
 
@@ -399,6 +425,7 @@ impl Pools {
         if let Some(pool) = self.get(id) {
             pool.lot().paused = paused;
             PoolState::bring_together(&pool);
+            pool.tell_of_chance(paused);
             pool.moved();
         }
         self.wake(id);

@@ -10,7 +10,7 @@ use super::sim::When;
 use super::*;
 use crate::model::agent::{Agent, AgentFilter, AgentSpec, AgentStatus, RetryPolicy, Runner};
 use crate::model::error::Reason;
-use crate::model::event::Revision;
+use crate::model::event::{EventFilter, EventKind, Revision};
 use crate::model::ids::AgentId;
 use crate::orchestrator::agents::AgentSettings;
 use crate::orchestrator::agents::request::{
@@ -501,6 +501,66 @@ async fn only_pictures_are_kept_and_not_too_many() {
     let names: Vec<_> = agent.expect("held").shots.into_iter().map(|shot| shot.id).collect();
     assert_eq!(names.len(), 20);
     assert_eq!((names[0].as_str(), names[19].as_str()), ("1", "20"));
+}
+
+#[tokio::test]
+async fn events_of_one_agent_are_told_by_themselves() {
+    let bench = with_pool(1).await;
+    let o = &bench.o;
+    let (first, second) = (submit(o, OUTSIDE).await, submit(o, OUTSIDE).await);
+    let mut watch = o.watch_events(about(&first), None).expect("open");
+    let mut kinds = Vec::new();
+    for agent in [&first, &second] {
+        let claimed = claim(o).await;
+        assert_eq!(claimed.agent.id, agent.id);
+        o.complete_agent(&admin(), done(&claimed)).await.expect("held");
+        over(o, &agent.id, AgentStatus::Completed).await;
+    }
+    while !kinds.contains(&EventKind::AgentCompleted) {
+        let told = watch.next().await.expect("goes on").expect("no error");
+        assert!(told.items.iter().all(|event| event.agent.as_ref() == Some(&first.id)), "{told:?}");
+        kinds.extend(told.items.iter().map(|event| event.kind));
+    }
+    kinds.retain(|kind| *kind != EventKind::AgentChanged);
+    let story = [EventKind::AgentSubmitted, EventKind::AgentScheduled, EventKind::AgentCompleted];
+    assert_eq!(kinds, story);
+    let (stored, _) = o.0.store.events(0, 1000, &about(&second)).await.expect("events");
+    assert!(!stored.is_empty() && stored.iter().all(|event| event.agent.as_ref() == Some(&second.id)));
+}
+
+#[tokio::test]
+async fn agents_in_several_statuses_are_one_list() {
+    let bench = with_pool(1).await;
+    let o = &bench.o;
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        all.push(submit(o, OUTSIDE).await);
+    }
+    o.cancel_agent(&admin(), &all[1].id, "").await.expect("cancelled");
+    let claimed = claim(o).await;
+    o.complete_agent(&admin(), done(&claimed)).await.expect("held");
+    over(o, &all[0].id, AgentStatus::Completed).await;
+    o.cancel_agent(&admin(), &all[3].id, "").await.expect("cancelled");
+    let list = async |statuses: &[AgentStatus], after: &str, limit| {
+        let filter = AgentFilter { statuses: statuses.to_vec(), ..AgentFilter::default() };
+        let page = Page { after: after.to_owned(), limit };
+        let found = o.agents(&filter, &page).await.expect("listed");
+        found
+            .iter()
+            .map(|agent| all.iter().position(|one| one.id == agent.id).expect("known"))
+            .collect::<Vec<_>>()
+    };
+    use AgentStatus::{Cancelled, Completed, Failed, Pending};
+    assert_eq!(list(&[Completed, Cancelled], "", 10).await, [3, 1, 0]);
+    assert_eq!(list(&[Failed, Pending, Cancelled], "", 10).await, [4, 3, 2, 1]);
+    assert_eq!(list(&[Failed, Pending, Cancelled], "", 2).await, [4, 3]);
+    let after = all[3].number.to_string();
+    assert_eq!(list(&[Pending, Cancelled, Completed], &after, 2).await, [2, 1]);
+    assert_eq!(list(&[Pending, Pending], "", 10).await, [4, 2], "a status that is named twice counts once");
+}
+
+fn about(agent: &Agent) -> EventFilter {
+    EventFilter { agent: Some(agent.id.clone()), ..EventFilter::default() }
 }
 
 #[tokio::test]

@@ -266,7 +266,7 @@ fn an_address_that_changes_with_a_resume_is_in_receipt_and_row() {
     });
     life(dir.path(), async |edge: Edge| {
         let told = edge.o.vm(&vm).await.expect("vm").vm.ip_address;
-        assert_eq!(told, known, "before the guest has spoken");
+        assert_eq!((told.as_str(), known.as_str()), ("", ""), "it is at rest");
     });
 }
 

@@ -3,9 +3,12 @@
 use super::sim::{Fault, When};
 use super::*;
 use crate::model::error::Reason;
+use crate::model::lease::EndedAs;
 use crate::model::mask::Masks;
+use crate::model::record::Pending;
 use crate::model::screen::Rect;
 use crate::orchestrator::actor::Handle;
+use crate::orchestrator::request::{Target, Until};
 
 fn masks() -> Option<Masks> {
     let areas = vec![Rect { x: 0, y: 0, width: 4, height: 4 }];
@@ -60,6 +63,44 @@ async fn until_the_vm_is_clean_all_of_it_is_covered() {
     })
     .await;
     assert_eq!(handle.hub.masks(), Some(Masks::everything()));
+
+    // Its last holder's desktop is still in there, and nobody's but the operator's business.
+    let (vm, target) = (handle.id.clone(), Target::Vm(handle.id.clone()));
+    let deadline = tokio::time::Instant::now() + LONG;
+    for name in ["somebody", granted.lease.holder.as_str()] {
+        let other = Caller { name: name.to_owned(), admin: false };
+        let uncovered = bench.o.set_masks(&other, &target, Vec::new(), None, deadline).await;
+        assert_eq!(uncovered.expect_err("not theirs").reason, Reason::AdminOnly);
+        assert_eq!(bench.o.desktop(&other, &target).await.expect_err("nor this").reason, Reason::AdminOnly);
+        assert_eq!(bench.o.save_vm(&other, &vm).await.expect_err("nor this").reason, Reason::AdminOnly);
+        let seen = bench.o.desktop_ended(&other, &target, Until::Stopped, false).await;
+        assert_eq!(seen.err().expect("nor this").reason, Reason::AdminOnly);
+    }
+    assert_eq!(handle.hub.masks(), Some(Masks::everything()));
+    bench.o.set_masks(&admin(), &target, Vec::new(), None, deadline).await.expect("the operator may");
+    assert_eq!(handle.hub.masks(), None);
+}
+
+#[tokio::test]
+async fn nobody_looks_in_between() {
+    let bench = bench().await;
+    let (granted, handle) = cover(&bench).await;
+    // Given back without a move in the same write: it is still running, and what it holds is to be deleted.
+    let gate = bench.world.gate("delete", When::Before);
+    let (vm, target) = (handle.id.clone(), Target::Vm(handle.id.clone()));
+    let (o, lease) = (bench.o.clone(), granted.lease.id.clone());
+    let marked = handle.call(move |vm| {
+        Box::pin(async move {
+            vm.end_lease(&lease, EndedAs::Revoked, "over", Some(Pending::Delete)).await?;
+            // As seen by others, until the actor goes on.
+            let other = Caller { name: "somebody".to_owned(), admin: false };
+            Ok(o.desktop(&other, &target).await.err().map(|error| error.reason))
+        })
+    });
+    assert_eq!(marked.await.expect("ended"), Some(Reason::VmBusy));
+    gate.reached().await;
+    assert_eq!(bench.o.vm(&vm).await.expect("there").vm.state, VmState::Deleting);
+    bench.world.ungate();
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The orchestrator on a scripted hypervisor: real store, real guest protocol, faults and crashes on demand.
 
 mod agents;
+mod choice;
 mod claims;
 mod crash;
 mod edges;

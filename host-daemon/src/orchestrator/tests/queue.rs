@@ -147,3 +147,50 @@ async fn a_paused_pool_keeps_its_callers_waiting_and_makes_nothing() {
     bench.ready("desk", 2).await;
     bench.check().await;
 }
+
+#[tokio::test]
+async fn a_caller_has_no_more_than_the_hosts_quota_over_all_pools() {
+    let settings = Settings { max_leases_per_caller: 2, ..settings() };
+    let bench = Bench::of(World::new(true), settings, pool("desk", 2)).await;
+    bench.o.create_pool(pool("side", 2)).await.expect("pool");
+    for name in ["desk", "side"] {
+        bench.ready(name, 2).await;
+    }
+    let ask = |who: &str, pool: &str, wait| {
+        let (o, who) = (bench.o.clone(), caller(who));
+        let wanted = Acquire { pool: Some(id(pool)), ..wanted(wait) };
+        async move { o.acquire(&who, wanted).await }
+    };
+    let refused = |result: Result<Granted>| {
+        let error = result.expect_err("refused");
+        assert_eq!(error.reason, Reason::QuotaExceeded);
+        assert!(error.message.contains("2 leases on this host, 2 are allowed"), "{}", error.message);
+    };
+    let first = ask("a", "desk", LONG).await.expect("granted");
+    let second = ask("a", "side", LONG).await.expect("granted");
+    for name in ["desk", "side"] {
+        refused(ask("a", name, LONG).await);
+    }
+    let held = [ask("b", "desk", LONG).await, ask("b", "side", LONG).await];
+    assert!(held.iter().all(Result::is_ok), "another caller has a quota of their own");
+
+    // Whoever waits in one pool counts for the others.
+    release(&bench.o, &second, ReleasePolicy::Keep).await;
+    let waiting = tokio::spawn(ask("a", "desk", LONG));
+    status_when(&bench.o, "desk", "somebody waits", |status| status.waiting == 1).await;
+    refused(ask("a", "side", LONG).await);
+    waiting.abort();
+    status_when(&bench.o, "desk", "nobody waits", |status| status.waiting == 0).await;
+    let second = ask("a", "side", LONG).await.expect("who went away counts no more");
+
+    // A restart counts what it finds.
+    bench.o.shutdown().await;
+    let settings = Settings { max_leases_per_caller: 2, ..super::settings() };
+    let o = start_with(bench.dir.path(), &bench.world, settings).await;
+    let again = Acquire { pool: Some(id("side")), ..wanted(Duration::ZERO) };
+    refused(o.acquire(&caller("a"), again.clone()).await);
+    for granted in [&first, &second] {
+        release(&o, granted, ReleasePolicy::Reset).await;
+    }
+    o.acquire(&caller("a"), Acquire { wait: LONG, ..again }).await.expect("room again");
+}

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteRow;
 use super::row::{Columns as _, damaged, int, micros, to_json};
 use super::writer::Tx;
 use super::{Sqlite, answer, constraint, database, failed};
-use crate::model::agent::{Agent, AgentFilter, LogEntry, LogSource};
+use crate::model::agent::{Agent, AgentFilter, AgentStatus, LogEntry, LogSource};
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::{AgentId, PoolId};
 use crate::model::query::{Page, RequestId};
@@ -94,27 +94,49 @@ fn list(query: &mut QueryBuilder<sqlx::Sqlite>, values: impl Iterator<Item = Str
     }
 }
 
+/// Agents, newest first. An index has those of one status in order; of several, their lists are merged, unless a pool's or a
+/// workflow's list, or the agents' ids, are looked through anyway.
 pub(super) fn query(filter: &AgentFilter, page: &Page) -> QueryBuilder<sqlx::Sqlite> {
-    let mut query = QueryBuilder::new(BRIEF);
-    query.push(" WHERE TRUE");
-    if let Ok(after) = page.after.parse::<i64>() {
-        query.push(" AND number < ").push_bind(after);
+    let apart = filter.pool.is_none() && filter.workflow.is_empty() && filter.ids.is_empty();
+    let mut distinct = Vec::with_capacity(filter.statuses.len());
+    for status in &filter.statuses {
+        if !distinct.contains(status) {
+            distinct.push(*status);
+        }
     }
-    if let Some(pool) = &filter.pool {
-        query.push(" AND pool = ").push_bind(pool.to_string());
-    }
-    if !filter.workflow.is_empty() {
-        query.push(" AND workflow = ").push_bind(filter.workflow.clone());
-    }
-    if !filter.statuses.is_empty() {
-        query.push(" AND status IN (");
-        list(&mut query, filter.statuses.iter().map(|status| status.as_str().to_owned()));
-        query.push(")");
-    }
-    if !filter.ids.is_empty() {
-        query.push(" AND id IN (");
-        list(&mut query, filter.ids.iter().map(AgentId::to_string));
-        query.push(")");
+    let lists: Vec<&[AgentStatus]> = match distinct.as_slice() {
+        several @ [_, _, ..] if apart => several.chunks(1).collect(),
+        statuses => vec![statuses],
+    };
+    let mut query = QueryBuilder::new("");
+    for (i, statuses) in lists.into_iter().enumerate() {
+        query.push(if i > 0 { " UNION ALL " } else { "" }).push(BRIEF).push(" WHERE TRUE");
+        if let Ok(after) = page.after.parse::<i64>() {
+            query.push(" AND number < ").push_bind(after);
+        }
+        if let Some(pool) = &filter.pool {
+            query.push(" AND pool = ").push_bind(pool.to_string());
+        }
+        if !filter.workflow.is_empty() {
+            query.push(" AND workflow = ").push_bind(filter.workflow.clone());
+        }
+        match statuses {
+            [] => {}
+            [status] => {
+                query.push(" AND status = ").push_bind(status.as_str());
+            }
+            statuses => {
+                // Not by the index of statuses, whose lists would be sorted into one.
+                query.push(" AND +status IN (");
+                list(&mut query, statuses.iter().map(|status| status.as_str().to_owned()));
+                query.push(")");
+            }
+        }
+        if !filter.ids.is_empty() {
+            query.push(" AND id IN (");
+            list(&mut query, filter.ids.iter().map(AgentId::to_string));
+            query.push(")");
+        }
     }
     query.push(" ORDER BY number DESC LIMIT ").push_bind(i64::from(page.limit));
     query

@@ -60,6 +60,9 @@ pub(super) fn query(
     if let Some(vm) = &filter.vm {
         query.push(" AND vm = ").push_bind(vm.to_string());
     }
+    if let Some(agent) = &filter.agent {
+        query.push(" AND agent = ").push_bind(agent.to_string());
+    }
     if let Some(since) = filter.since {
         query.push(" AND at >= ").push_bind(micros(since));
     }

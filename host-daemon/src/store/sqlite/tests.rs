@@ -347,6 +347,7 @@ async fn pages_are_read_by_index() {
     let behind = Page { after: "7".into(), limit: 10 };
     let agents = |filter: AgentFilter| agent::query(&filter, &behind);
     let all = AgentFilter::default();
+    let several = vec![AgentStatus::Failed, AgentStatus::Pending, AgentStatus::Completed];
     for (what, query, index) in [
         ("operations", operation::query(&after), "sqlite_autoindex_operations_1 (id>?)"),
         ("agents", agents(all.clone()), "INTEGER PRIMARY KEY (rowid<?)"),
@@ -362,8 +363,23 @@ async fn pages_are_read_by_index() {
         ),
         (
             "agents in a status",
-            agents(AgentFilter { statuses: vec![AgentStatus::Failed], ..all }),
+            agents(AgentFilter { statuses: vec![AgentStatus::Failed], ..all.clone() }),
             "agents_by_status (status=? AND number<?)",
+        ),
+        (
+            "agents in several statuses",
+            agents(AgentFilter { statuses: several.clone(), ..all.clone() }),
+            "agents_by_status (status=? AND number<?)",
+        ),
+        (
+            "agents of a pool in several statuses",
+            agents(AgentFilter { pool: Some(pool.clone()), statuses: several.clone(), ..all.clone() }),
+            "agents_by_pool (pool=? AND number<?)",
+        ),
+        (
+            "agents of a workflow in several statuses",
+            agents(AgentFilter { workflow: "book".into(), statuses: several, ..all }),
+            "agents_by_workflow (workflow=? AND number<?)",
         ),
         ("vms", vms(None), "sqlite_autoindex_vms_1 (id>?)"),
         ("vms of a pool", vms(Some(&pool)), "vms_by_pool (pool=? AND id>?)"),
@@ -396,6 +412,11 @@ async fn the_next_agent_is_found_without_a_look_at_the_others() {
     let pause = plan(&store, wanted.pause_query()).await;
     assert!(pause.contains(index) && !pause.contains("SCAN"), "{pause}");
     assert_eq!(store.next_agent(&wanted, now()).await.expect("read"), (None, None));
+    // Of one pool, those of other pools are not looked at either.
+    let pool = id("browsers");
+    let of_pool = NextAgent { workflows: &workflows[..1], pool: Some(&pool), busy: &[] };
+    let next = plan(&store, of_pool.query(now())).await;
+    assert!(next.contains("agents_to_run_in_pool (workflow=? AND pool=?)"), "{next}");
 }
 
 #[tokio::test]

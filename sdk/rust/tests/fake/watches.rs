@@ -131,6 +131,15 @@ pub(crate) fn events(request: &v1::WatchEventsRequest) -> Items<v1::WatchEventsR
         duration: prost_types::Duration::try_from(Duration::from_secs(600)).ok(),
         ..event(3, EventKind::LeaseEnded)
     };
+    if !request.agent.is_empty() {
+        let ran = v1::Event { agent: request.agent.clone(), ..event(7, EventKind::AgentRunning) };
+        let told = v1::WatchEventsResponse {
+            events: vec![ran],
+            phase: WatchPhase::Synced.into(),
+            revision: "r7".into(),
+        };
+        return and_stay(vec![told]);
+    }
     let wanted = |events: Vec<v1::Event>| -> Vec<v1::Event> {
         let keep = |event: &v1::Event| request.kinds.is_empty() || request.kinds.contains(&event.kind);
         events.into_iter().filter(keep).collect()
