@@ -201,13 +201,15 @@ impl Drop for Daemon {
         for (machine, _) in self.machines() {
             let _ = kill_process(pid(machine), Signal::KILL);
         }
+        // Desktops of the process backend have their homes there.
+        for process in at_home_below(self.dir.path()) {
+            let _ = kill_process(pid(process), Signal::KILL);
+        }
     }
 }
 
-/// Kills a process on the spot.
-///
 /// # Panics
-/// When it is not there.
+/// When it is no process id.
 pub(crate) fn pid(number: u32) -> Pid {
     i32::try_from(number).ok().and_then(Pid::from_raw).expect("a process id")
 }
@@ -237,6 +239,21 @@ fn spawn(dir: &Path, arguments: &[String]) -> Child {
 fn environment<'a>(command: &'a mut Command, home: &Path) -> &'a mut Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     command.env_clear().env("PATH", path).env("HOME", home).env("NO_COLOR", "1").env("LANG", "C.UTF-8")
+}
+
+/// Processes whose home directory is in there.
+fn at_home_below(dir: &Path) -> Vec<u32> {
+    let home = format!("HOME={}/", dir.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("a process list").flatten() {
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Processes come and go while one looks.
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|one| one.starts_with(home.as_bytes())) {
+            found.push(number);
+        }
+    }
+    found
 }
 
 fn machines(state_dir: &Path) -> Vec<(u32, String)> {

@@ -9,13 +9,15 @@ mod daemon;
 mod image;
 mod programs;
 mod rig;
+mod viewer;
 
 use std::time::Duration;
 
 pub use daemon::Daemon;
 pub use image::GoldenImage;
 pub use programs::{grpcurl, program};
-pub use rig::{Rig, make_template};
+pub use rig::{Rig, make_template, timed};
+pub use viewer::{Console, Viewer};
 
 /// Nothing takes so long unless it is stuck; generous, since two cores may be shared with compilers.
 pub const LONG: Duration = Duration::from_secs(120);

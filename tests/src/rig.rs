@@ -14,7 +14,7 @@ use crate::{Daemon, GoldenImage, LONG, until};
 /// Id of the template.
 const TEMPLATE: &str = "linux";
 
-/// A daemon with a template that is ready.
+/// A daemon with a template of the golden image that is ready.
 #[derive(Debug)]
 pub struct Rig {
     daemon: Daemon,
@@ -44,18 +44,53 @@ impl Rig {
     pub async fn start() -> Self {
         let began = Instant::now();
         let rig = Self { image: GoldenImage::find(), daemon: Daemon::start(&[]).await };
-        let made = make_template(&rig.client(), TEMPLATE, rig.image.template()).await.expect("a template");
-        assert_eq!(made.name, format!("templates/{TEMPLATE}"));
+        rig.template(rig.image.template()).await;
         eprintln!("template ready after {:.1} s", began.elapsed().as_secs_f64());
         rig
     }
 
     /// Names a scenario in the output and takes its time.
     pub async fn scenario(&mut self, name: &str, run: impl AsyncFnOnce(&mut Self)) {
-        eprintln!("scenario {name}");
-        let began = Instant::now();
-        run(self).await;
-        eprintln!("scenario {name}: {:.1} s", began.elapsed().as_secs_f64());
+        timed(name, run(self)).await;
+    }
+
+    /// Kills the process of a VM.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn kill_machine(&self, vm: &Vm) {
+        kill_process(pid(vm.process_id), Signal::KILL).expect("it runs");
+    }
+
+    /// What must hold when nothing is under way: a process for each VM that runs, and none besides.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn check(&self) {
+        use hvkube_sdk::v1::VmState;
+        until("processes and vms agree", async || {
+            let mut running: Vec<_> = self
+                .vms(None)
+                .await
+                .into_iter()
+                .filter(|vm| matches!(vm.state(), VmState::Running | VmState::Paused))
+                .map(|vm| (vm.process_id, vm.name.trim_start_matches("vms/").to_owned()))
+                .collect();
+            running.sort();
+            (running == self.machines()).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Daemon {
+    /// Makes the template that pools are made of.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    pub async fn template(&self, template: Template) {
+        let made = make_template(&self.client(), TEMPLATE, template).await.expect("a template");
+        assert_eq!(made.name, format!("templates/{TEMPLATE}"));
     }
 
     /// Makes a pool of the template and waits until its VMs are ready.
@@ -110,34 +145,14 @@ impl Rig {
     pub async fn vm(&self, name: &str) -> Vm {
         self.client().get_vm(name).await.expect("a vm")
     }
+}
 
-    /// Kills the process of a VM.
-    ///
-    /// # Panics
-    /// When it has none.
-    pub fn kill_machine(&self, vm: &Vm) {
-        kill_process(pid(vm.process_id), Signal::KILL).expect("it runs");
-    }
-
-    /// What must hold when nothing is under way: a process for each VM that runs, and none besides.
-    ///
-    /// # Panics
-    /// When it does not.
-    pub async fn check(&self) {
-        use hvkube_sdk::v1::VmState;
-        until("processes and vms agree", async || {
-            let mut running: Vec<_> = self
-                .vms(None)
-                .await
-                .into_iter()
-                .filter(|vm| matches!(vm.state(), VmState::Running | VmState::Paused))
-                .map(|vm| (vm.process_id, vm.name.trim_start_matches("vms/").to_owned()))
-                .collect();
-            running.sort();
-            (running == self.machines()).then_some(())
-        })
-        .await;
-    }
+/// Names a scenario in the output and takes its time.
+pub async fn timed(name: &str, scenario: impl Future<Output = ()>) {
+    eprintln!("scenario {name}");
+    let began = Instant::now();
+    scenario.await;
+    eprintln!("scenario {name}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 /// Makes a template and waits for it.

@@ -131,6 +131,10 @@ impl From<DisplayError> for Error {
                 out
             }
             DisplayError::Guest(guest) => guest.into_error(Reason::GuestFailed),
+            // A machine that is being started or ended has no screen for a moment.
+            DisplayError::Hypervisor(source @ HvError::IllegalState { .. }) => {
+                Self::new(Reason::AgentNotConnected, source.to_string())
+            }
             DisplayError::Hypervisor(source) => Self::internal(Reason::HypervisorFailed, message, source),
             DisplayError::Timeout(_) => Self::new(Reason::DeadlineExceeded, message),
             DisplayError::Encode(_) => Self::new(Reason::Internal, message),

@@ -95,11 +95,13 @@ impl Pulse {
         });
     }
 
-    /// Takes in how a call ended: any answer proves that somebody is there. None proves nothing here, since the call may have
+    /// Takes in how a call ended: an answer proves that somebody is there. None proves nothing here, since the call may have
     /// had little time, or much to do; but the next one asks first.
     pub(super) fn note<T>(&self, session: &Session, outcome: &Result<T, GuestError>) {
         self.change(session.epoch(), |heard| match outcome {
             Err(GuestError::Timeout(_)) => heard.answered = None,
+            // It answers, but for a desktop that is not there: of no use to anyone yet, and no reason to ask it only shortly.
+            Err(GuestError::NotReady(_)) => (heard.answered, heard.missed) = (None, 0),
             Err(GuestError::Lost(_) | GuestError::NotConnected) => {}
             _ => (heard.answered, heard.missed) = (Some(Instant::now()), 0),
         });

@@ -48,6 +48,8 @@ pub(crate) struct State {
     pub(crate) windows: pb::ListWindowsResponse,
     /// Answer nothing about the screen, and no input.
     pub(crate) hangs: bool,
+    /// Have no desktop yet, and say so.
+    pub(crate) boots: bool,
     /// Never answer input.
     pub(crate) input_hangs: bool,
     /// A batch takes as long as somebody else holds this.
@@ -74,6 +76,10 @@ impl Fake {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_up(&self) -> Result<(), Status> {
+        if self.state().boots { Err(Status::unavailable("the desktop is not ready")) } else { Ok(()) }
     }
 
     /// Fills a rectangle with one pixel; the screen's state is a new one.
@@ -262,6 +268,7 @@ impl DisplayService for Fake {
         if hangs {
             std::future::pending::<()>().await;
         }
+        self.is_up()?;
         Ok(Response::new(pb::ProbeResponse {
             width: size.width,
             height: size.height,
@@ -285,6 +292,7 @@ impl DisplayService for Fake {
         if hangs {
             std::future::pending::<()>().await;
         }
+        self.is_up()?;
         if let Some(parts) = hostile {
             return Ok(Response::new(stream::iter(parts.into_iter().map(Ok)).boxed()));
         }
@@ -309,6 +317,7 @@ impl DisplayService for Fake {
             std::future::pending::<()>().await;
         }
         drop(slow.lock().await);
+        self.is_up()?;
         answer
             .unwrap_or_else(|| {
                 Ok(pb::InputResponse {

@@ -4,7 +4,9 @@
 mod bad_input;
 mod cli;
 mod crash;
+mod desk;
 mod edge_cases;
 mod grpcurl;
 mod pool_operations;
+mod screen;
 mod vm_lifecycle;

@@ -55,6 +55,25 @@ async fn an_agent_that_is_busy_with_a_batch_is_not_passed_by() {
 }
 
 #[tokio::test]
+async fn an_agent_without_a_desktop_is_passed_by_until_there_is_one() {
+    let (hub, stub) = hub(true, SCREEN);
+    let fake = Fake::new(SCREEN.width, SCREEN.height);
+    fake.state().boots = true;
+    attach(&hub, &fake, 3).await;
+    // Each of them asks the agent, which answers; that is no reason to give the next one to it.
+    for id in ["a", "b"] {
+        let shot = hub.screenshot(&ScreenshotOptions::default(), soon()).await.expect("a picture");
+        assert_eq!(shot.source, Source::Hypervisor);
+        let done = hub.send_input(id, text("x"), None, soon()).await.expect("done");
+        assert_eq!(done.source, Source::Hypervisor, "{id}");
+    }
+    assert_eq!(stub.done.lock().expect("no panic").len(), 4);
+    fake.state().boots = false;
+    let done = hub.send_input("c", text("x"), None, soon()).await.expect("done");
+    assert_eq!(done.source, Source::Agent);
+}
+
+#[tokio::test]
 async fn another_machine_has_done_no_batch_and_holds_nothing() {
     let (hub, stub) = hub(true, SCREEN);
     hub.send_input("a", press("ctrl"), None, soon()).await.expect("done");

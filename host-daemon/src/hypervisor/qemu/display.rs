@@ -1,5 +1,7 @@
 //! A VM's screen, keyboard and mouse from outside, without the guest's help.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::keys::qcode;
@@ -10,6 +12,10 @@ use crate::model::screen::{Frame, Point, Size};
 
 /// Both axes of QEMU's tablet run from 0 to this.
 const AXIS: i64 = 0x7fff;
+
+/// Between two reports. The devices have room for 64 events that the guest has not taken in yet, which is some twenty reports,
+/// and drop silently what comes when there is none: so a guest that does nothing else for some 200 ms loses nothing.
+pub(crate) const PACE: Duration = Duration::from_millis(10);
 
 /// Longest file that [`frame`] understands.
 pub(crate) const MAX_FILE: u64 = Size::MAX_PIXELS * 3 + 64;
@@ -43,25 +49,26 @@ pub(crate) fn frame(ppm: &[u8]) -> HvResult<Frame> {
     Ok(Frame { size, pixels: Bytes::from(out) })
 }
 
-/// Input as QEMU takes it. `size` is that of the frame that the points were seen in.
-pub(crate) fn events(size: Size, inputs: &[RawInput]) -> HvResult<Vec<InputEvent>> {
+/// Input as QEMU takes it, in reports: what goes to the guest at once. No two changes of keys or buttons are in one, since a
+/// guest may look only at what is down after each. `size` is that of the frame that the points were seen in.
+pub(crate) fn reports(size: Size, inputs: &[RawInput]) -> HvResult<Vec<Vec<InputEvent>>> {
     let mut all = Vec::with_capacity(inputs.len() + 1);
     for input in inputs {
         match input {
-            RawInput::Move(point) => all.extend(place(size, *point)?),
+            RawInput::Move(point) => all.push(place(size, *point)?.into()),
             RawInput::Button { button, down } => {
-                all.push(InputEvent::Btn { button: button_name(*button), down: *down });
+                all.push(vec![InputEvent::Btn { button: button_name(*button), down: *down }]);
             }
             RawInput::Wheel(step) => {
                 let button = wheel_name(*step);
-                all.extend([true, false].map(|down| InputEvent::Btn { button, down }));
+                all.extend([true, false].map(|down| vec![InputEvent::Btn { button, down }]));
             }
             RawInput::Key { key, down } => {
                 let code = qcode(key).ok_or_else(|| HvError::BadSetting {
                     field: "key",
                     why: format!("{key:?} is no key of the virtual keyboard"),
                 })?;
-                all.push(InputEvent::Key { key: KeyValue::Qcode(code), down: *down });
+                all.push(vec![InputEvent::Key { key: KeyValue::Qcode(code), down: *down }]);
             }
         }
     }
@@ -135,10 +142,20 @@ mod tests {
     fn what_the_devices_do_not_have_is_named() {
         let size = Size { width: 10, height: 10 };
         let key = RawInput::Key { key: "Blub".to_owned(), down: true };
-        assert!(events(size, &[key]).expect_err("no key").to_string().contains("\"Blub\""));
+        assert!(reports(size, &[key]).expect_err("no key").to_string().contains("\"Blub\""));
         let point = RawInput::Move(Point { x: 10, y: 0 });
-        assert!(events(size, &[point]).expect_err("outside").to_string().contains("10,0"));
-        let wheel = events(size, &[RawInput::Wheel(WheelStep::Down)]).expect("wheel");
-        assert_eq!(wheel.len(), 2);
+        assert!(reports(size, &[point]).expect_err("outside").to_string().contains("10,0"));
+    }
+
+    #[test]
+    fn each_change_is_a_report_of_its_own() {
+        let size = Size { width: 10, height: 10 };
+        let button = |down| RawInput::Button { button: MouseButton::Left, down };
+        let click = [RawInput::Move(Point { x: 1, y: 2 }), button(true), button(false)];
+        let lengths = |inputs: &[RawInput]| {
+            reports(size, inputs).expect("reports").iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(&click), [2, 1, 1], "both axes at once");
+        assert_eq!(lengths(&[RawInput::Wheel(WheelStep::Down)]), [1, 1]);
     }
 }

@@ -325,9 +325,13 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn input(&self, vm: &VmId, size: Size, events: &[RawInput]) -> HvResult<()> {
-        let events = display::events(size, events)?;
+        let reports = display::reports(size, events)?;
         let live = self.inner.vm(vm)?.running("send input to")?;
-        live.qmp.run(&InputSendEvent { events }).await?;
+        for events in reports {
+            live.qmp.run(&InputSendEvent { events }).await?;
+            // Also behind the last one: there is no telling when the next call comes.
+            tokio::time::sleep(display::PACE).await;
+        }
         Ok(())
     }
 

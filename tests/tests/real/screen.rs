@@ -1,0 +1,131 @@
+//! A real VM's screen, keyboard and mouse: with the agent as on every backend, and from outside while there is none or it
+//! hangs.
+
+use std::time::Duration;
+
+use hvkube_sdk::v1::{FrameSource, ScreenshotOptions, StopMode};
+use hvkube_sdk::{Input, ReleasePolicy, Target};
+use hvkube_tests::{Console, Rig, until};
+use image::RgbImage;
+
+use crate::desk::{self, Kind, POOL};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_screen_is_there_with_and_without_an_agent() {
+    let mut rig = Rig::start().await;
+    desk::all(&rig, Kind::X11).await;
+    rig.pool(POOL, 1).await;
+    rig.scenario("a boot is seen and typed into", boot).await;
+    rig.scenario("the desktop's half of the agent hangs", async |rig| hung(rig, "-u desktop").await).await;
+    rig.scenario("the whole agent hangs", async |rig| hung(rig, "").await).await;
+    rig.drop_pool(POOL).await;
+    rig.check().await;
+}
+
+/// The screen, and who showed it.
+async fn look(desktop: &Target) -> (RgbImage, FrameSource) {
+    let shot = desktop.screenshot(ScreenshotOptions::default()).await.expect("a screenshot");
+    let picture = image::load_from_memory(&shot.image).expect("a picture").to_rgb8();
+    (picture, shot.source())
+}
+
+async fn with_agent(desktop: &Target) -> RgbImage {
+    until("a picture of the agent", async || {
+        let (picture, source) = look(desktop).await;
+        (source == FrameSource::Agent).then_some(picture)
+    })
+    .await
+}
+
+async fn as_root(desktop: &Target, script: &str) -> String {
+    let output = desktop.exec(["sh", "-c", script]).as_root(true).await.expect("root");
+    assert!(output.success(), "{script}: {}", output.stderr_lossy());
+    output.stdout_lossy().into_owned()
+}
+
+/// The kernel's console shows what is typed until the desktop has the screen.
+async fn boot(rig: &mut Rig) {
+    let desktop = rig.acquire(POOL).await;
+    let (client, vm) = (rig.client(), desktop.vm().name.clone());
+    client.stop_vm(&vm, StopMode::Hard, None).await.expect("off");
+    // Answers only when the desktop is there.
+    let starting = tokio::spawn(async move { client.start_vm(&vm).await });
+    until("a screen", async || desktop.screenshot(ScreenshotOptions::default()).await.ok()).await;
+    let mut console = Console::open(rig, &desktop, &[]).await;
+    let mut sizes = Vec::new();
+    let mut typed = 0;
+    until("a picture of the agent", async || {
+        let (picture, source) = look(&desktop).await;
+        if source == FrameSource::Agent {
+            return Some(());
+        }
+        assert_eq!(source, FrameSource::Hypervisor);
+        let seen = console.viewer.look().await.expect("shown");
+        for picture in [picture, seen] {
+            if !sizes.contains(&picture.dimensions()) {
+                sizes.push(picture.dimensions());
+            }
+        }
+        let done = desktop.input(Input::new().text("typed.")).await.expect("typed");
+        typed += u32::from(done.source() == FrameSource::Hypervisor);
+        console.viewer.type_text("viewed.").await.expect("served");
+        None
+    })
+    .await;
+    eprintln!("{typed} times typed from outside, on screens of {sizes:?}");
+    assert!(typed > 0, "the agent was there at once");
+    starting.await.expect("no panic").expect("started");
+    desk::same_picture(&mut console, &desktop).await;
+    assert_eq!(look(&desktop).await.0.dimensions(), (1280, 800));
+    let text = as_root(&desktop, "cat /dev/vcs1").await;
+    assert!(text.contains("typed.") && text.contains("viewed."), "{text}");
+    desktop.release(ReleasePolicy::Reset).await.expect("released");
+    rig.ready(POOL, 1).await;
+}
+
+/// Nobody but the hypervisor can bring the frozen agent back: by typing what the guest waits for.
+async fn hung(rig: &mut Rig, whose: &str) {
+    let desktop = rig.acquire(POOL).await;
+    let windows = desktop.windows().await.expect("windows").windows;
+    let terminal = windows.iter().find(|one| one.app == "XTerm").expect("a terminal");
+    let area = terminal.content.expect("drawn");
+    let (x, y) = (area.x + 40, area.y + 40);
+    let (before, source) = look(&desktop).await;
+    assert_eq!(source, FrameSource::Agent);
+    // Its answer is the last thing it could say, and may be lost with it.
+    let freeze = format!(
+        "(sleep 1; pkill -STOP {whose} -x hvkube-guest; while ! grep -q go /tmp/go; do sleep 0.2; done; \
+          pkill -CONT -x hvkube-guest) >/dev/null 2>&1 &"
+    );
+    as_root(&desktop, &freeze).await;
+    let seen = until("a picture of the hypervisor", async || {
+        let (picture, source) = look(&desktop).await;
+        (source == FrameSource::Hypervisor).then_some(picture)
+    })
+    .await;
+    assert_eq!(seen.dimensions(), before.dimensions());
+
+    let done =
+        desktop.input(Input::new().click(x, y).text("echo \"once: $((6*7))\" >> /tmp/outside\n")).await;
+    let done = done.expect("typed");
+    assert_eq!((done.source(), done.completed), (FrameSource::Hypervisor, 2));
+    until("what was typed on the screen", async || {
+        let (picture, source) = look(&desktop).await;
+        assert_eq!(source, FrameSource::Hypervisor, "nothing has woken the agent");
+        (picture != seen).then_some(())
+    })
+    .await;
+    let done = desktop.act(Input::new().text("echo go > /tmp/go\n")).await.expect("typed");
+    assert_eq!(done.input.expect("input").source(), FrameSource::Hypervisor);
+
+    with_agent(&desktop).await;
+    let done = desktop.input(Input::new().text("echo Inside >> /tmp/outside\n")).await.expect("typed");
+    assert_eq!(done.source(), FrameSource::Agent);
+    until("both lines, each once", async || {
+        let output = desktop.exec(["cat", "/tmp/outside"]).timeout(Duration::from_secs(30)).await.ok()?;
+        (output.stdout_lossy() == "once: 42\nInside\n").then_some(())
+    })
+    .await;
+    desktop.release(ReleasePolicy::Reset).await.expect("released");
+    rig.ready(POOL, 1).await;
+}
