@@ -43,6 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".hvkube")
         // Would show the value; the crate has a form of it that does not.
         .skip_debug(["hvkube.v1.CreateSecretRequest"])
+        .codec_path("crate::codec::SmallBuffers")
         .include_file("all.rs")
         .compile_fds(all)?;
     Ok(())

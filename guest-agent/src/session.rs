@@ -173,6 +173,8 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(MAX_STREAMS)
+        // A table for headers that repeat takes more memory at both ends than it saves on the way.
+        .header_table_size(0)
         // Whole frames are queued; the stream's own flow control is the bound.
         .max_send_buf_size(1 << 20)
         .serve_connection(TokioIo::new(UntilKnock(stream)), TowerToHyperService::new(service))

@@ -2,6 +2,7 @@
 //!
 //! [`v1`] is the public API, [`guest::v1`] the protocol between a host and the agent in its guest.
 
+pub mod codec;
 pub mod preface;
 
 /// One module per proto package, nested as the packages are.

@@ -35,6 +35,8 @@ impl Http2 {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADERS)
+            // A table for headers that repeat takes 20 KiB of both ends and saves 100 bytes of a call.
+            .header_table_size(0)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
