@@ -530,6 +530,7 @@ async fn events_of_one_agent_are_told_by_themselves() {
 
 #[tokio::test]
 async fn agents_in_several_statuses_are_one_list() {
+    use AgentStatus::{Cancelled, Completed, Failed, Pending};
     let bench = with_pool(1).await;
     let o = &bench.o;
     let mut all = Vec::new();
@@ -539,7 +540,7 @@ async fn agents_in_several_statuses_are_one_list() {
     o.cancel_agent(&admin(), &all[1].id, "").await.expect("cancelled");
     let claimed = claim(o).await;
     o.complete_agent(&admin(), done(&claimed)).await.expect("held");
-    over(o, &all[0].id, AgentStatus::Completed).await;
+    over(o, &all[0].id, Completed).await;
     o.cancel_agent(&admin(), &all[3].id, "").await.expect("cancelled");
     let list = async |statuses: &[AgentStatus], after: &str, limit| {
         let filter = AgentFilter { statuses: statuses.to_vec(), ..AgentFilter::default() };
@@ -550,7 +551,6 @@ async fn agents_in_several_statuses_are_one_list() {
             .map(|agent| all.iter().position(|one| one.id == agent.id).expect("known"))
             .collect::<Vec<_>>()
     };
-    use AgentStatus::{Cancelled, Completed, Failed, Pending};
     assert_eq!(list(&[Completed, Cancelled], "", 10).await, [3, 1, 0]);
     assert_eq!(list(&[Failed, Pending, Cancelled], "", 10).await, [4, 3, 2, 1]);
     assert_eq!(list(&[Failed, Pending, Cancelled], "", 2).await, [4, 3]);
