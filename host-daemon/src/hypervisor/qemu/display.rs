@@ -14,8 +14,8 @@ use crate::model::screen::{Frame, Point, Size};
 const AXIS: i64 = 0x7fff;
 
 /// Between two reports. The devices have room for 64 events that the guest has not taken in yet, which is some twenty reports,
-/// and drop silently what comes when there is none: so a guest that does nothing else for some 200 ms loses nothing.
-pub(crate) const PACE: Duration = Duration::from_millis(10);
+/// and drop silently what comes when there is none: so a guest that takes in nothing for some 400 ms loses nothing.
+pub(crate) const PACE: Duration = Duration::from_millis(20);
 
 /// Longest file that [`frame`] understands.
 pub(crate) const MAX_FILE: u64 = Size::MAX_PIXELS * 3 + 64;
