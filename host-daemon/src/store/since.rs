@@ -12,6 +12,8 @@
 //! | free, used by name | the very same row | left as it is |
 //! | free, used by name | anything else | reset |
 //! | quarantined, failed, kept or forked | | left as it is: no lease gets such a VM |
+//!
+//! Agents whose claim does not go on get an epoch that nobody was given before.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -97,6 +99,18 @@ pub(super) fn settle(db: &Connection, present: &Present) -> rusqlite::Result<Vec
             )?;
         }
         ended.push(lease.id);
+    }
+
+    if exists(db, "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'agents'")? {
+        // Epochs of claims that were given out since the copy must not come again: a worker of then would pass for one of
+        // now. The time is beyond all that were counted, also those after an earlier restore of the same copy.
+        db.execute(
+            "UPDATE agents SET version = version + 1,
+                row = json_set(row, '$.epoch', max(json_extract(row, '$.epoch') + 1, ?))
+             WHERE status NOT IN ('completed', 'failed', 'cancelled') AND NOT EXISTS (
+                SELECT 1 FROM leases WHERE leases.id = json_extract(row, '$.claim.lease') AND leases.ended IS NULL)",
+            [now],
+        )?;
     }
 
     // One in the making is ready in the copy's eyes as soon as it is found.

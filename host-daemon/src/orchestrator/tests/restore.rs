@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt as _;
 
-use super::agents::{OUTSIDE, claim, start_with_agents, submit, with_pool};
+use super::agents::{OUTSIDE, claim, report, start_with_agents, submit, with_pool};
 use super::sim::When;
 use super::*;
 use crate::model::agent::AgentStatus;
@@ -215,4 +215,28 @@ async fn an_agent_pays_nothing_for_a_restore() {
     .await;
     assert_eq!((agent.status, agent.attempt), (AgentStatus::Pending, 0), "{agent:?}");
     check(&o, &bench.world).await;
+}
+
+#[tokio::test]
+async fn a_worker_of_before_a_restore_passes_for_no_later_one() {
+    let bench = with_pool(1).await;
+    submit(&bench.o, OUTSIDE).await;
+    let file = bench.dir.path().join("copy.db");
+    bench.o.0.store.backup(&file, false).await.expect("copied");
+    let mut before = claim(&bench.o).await;
+
+    bench.o.shutdown().await;
+    // The same copy twice: the second time it knows nothing of the first.
+    for _ in 0..2 {
+        copy::restore(&file, &config(&bench)).expect("restored");
+        let o = start_with_agents(bench.dir.path(), &bench.world).await;
+        let now = claim(&o).await;
+        assert!(now.agent.epoch > before.agent.epoch, "{} after {}", now.agent.epoch, before.agent.epoch);
+        let late = o.report_agent(&admin(), report(&before)).await.expect_err("of another life");
+        assert_eq!(late.reason, Reason::AgentClaimLost);
+        o.report_agent(&admin(), report(&now)).await.expect("its own");
+        check(&o, &bench.world).await;
+        o.shutdown().await;
+        before = now;
+    }
 }
