@@ -14,13 +14,13 @@ use crate::model::lease::{EndedAs, Receipt, ReleasePolicy};
 use crate::model::query::{LeaseFilter, Page};
 use crate::model::queue::{Needs, Wish};
 use crate::model::record::{Lease, Pending, Pool};
-use crate::orchestrator::Orchestrator;
-use crate::orchestrator::actor::preempted;
+use crate::orchestrator::actor::{Handle, preempted};
 use crate::orchestrator::asked::asker;
 use crate::orchestrator::leases::{self, Grant, Unanswered};
 use crate::orchestrator::pools::{self, Ticket, Turn};
 use crate::orchestrator::request::{Acquire, Caller, Stage};
 use crate::orchestrator::view::{Granted, QueueView};
+use crate::orchestrator::{Orchestrator, Shared};
 use crate::store::StoreError;
 
 /// VMs of one pool that may fail their checks before an acquire fails with them.
@@ -152,17 +152,7 @@ impl Orchestrator {
                 }
                 Err(error) => {
                     let why = format!("failed its readiness checks: {error}");
-                    if handle.look(|row| row.lease.as_ref() == Some(&lease.id)) {
-                        shared.pools.proved(&handle.look(|row| row.template.clone()), Some(&why));
-                    }
-                    let id = lease.id.clone();
-                    let kept = handle
-                        .call(move |vm| Box::pin(async move { vm.failed_lease(&id, &why).await }))
-                        .await;
-                    match kept {
-                        Err(error) if error.reason != Reason::NotFound => return Err(error),
-                        _ => {}
-                    }
+                    keep_out(shared, &handle, &lease.id, &why).await?;
                     replaced += 1;
                     if replaced >= TRIES {
                         return Err(error);
@@ -346,17 +336,7 @@ impl Orchestrator {
                 Err(error) if shared.stopping.is_cancelled() => return Err(error),
                 Err(error) => {
                     let why = format!("failed its readiness checks: {error}");
-                    if handle.look(|row| row.lease.as_ref() == Some(&id)) {
-                        shared.pools.proved(&handle.look(|row| row.template.clone()), Some(&why));
-                    }
-                    let (of, cause) = (id.clone(), why.clone());
-                    let kept = handle
-                        .call(move |vm| Box::pin(async move { vm.failed_lease(&of, &cause).await }))
-                        .await;
-                    match kept {
-                        Err(error) if error.reason != Reason::NotFound => return Err(error),
-                        _ => {}
-                    }
+                    keep_out(shared, &handle, &id, &why).await?;
                     let lease = leases::end(shared, &id, EndedAs::VmLost, &why, None).await?;
                     return if lease.ended == Some(EndedAs::VmLost) { Ok(None) } else { Err(error) };
                 }
@@ -422,6 +402,18 @@ fn new_lease(caller: &Caller, request: &Acquire, pool: &PoolId, ttl: Duration) -
         created: now,
         ended_at: None,
     })
+}
+
+/// Keeps a VM out of use that failed the checks of its lease, and notes it against its template.
+async fn keep_out(shared: &Shared, handle: &Handle, lease: &LeaseId, why: &str) -> Result<()> {
+    if handle.look(|row| row.lease.as_ref() == Some(lease)) {
+        shared.pools.proved(&handle.look(|row| row.template.clone()), Some(why));
+    }
+    let (lease, why) = (lease.clone(), why.to_owned());
+    match handle.call(move |vm| Box::pin(async move { vm.failed_lease(&lease, &why).await })).await {
+        Err(error) if error.reason != Reason::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn lease_life(pool: &Pool, asked: Option<Duration>, default: Duration) -> Result<Duration> {

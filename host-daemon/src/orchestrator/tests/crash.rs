@@ -47,6 +47,15 @@ async fn cause(o: Orchestrator, call: &str) {
     std::future::pending::<()>().await;
 }
 
+/// An orchestrator with a pool of two that are ready.
+async fn with_two(dir: &Path, world: &Arc<World>) -> Orchestrator {
+    let o = start(dir, world).await;
+    make_template(&o).await;
+    o.create_pool(pool("desk", 2)).await.expect("pool");
+    status_when(&o, "desk", "two", |status| status.warm == 2).await;
+    o
+}
+
 #[test]
 fn whatever_was_under_way_is_made_good() {
     let calls =
@@ -55,13 +64,7 @@ fn whatever_was_under_way_is_made_good() {
         for when in [When::Before, When::After] {
             let (dir, world) = (tempfile::tempdir().expect("dir"), World::new(true));
             let first = runtime();
-            let o = first.block_on(async {
-                let o = start(dir.path(), &world).await;
-                make_template(&o).await;
-                o.create_pool(pool("desk", 2)).await.expect("pool");
-                status_when(&o, "desk", "two", |status| status.warm == 2).await;
-                o
-            });
+            let o = first.block_on(with_two(dir.path(), &world));
             let gate = world.gate(call, when);
             first.spawn(cause(o.clone(), call));
             first.block_on(async {
@@ -100,13 +103,7 @@ fn a_vm_that_fails_its_proof_after_a_crash_is_replaced_beneath_the_request() {
     let (dir, world) = (tempfile::tempdir().expect("dir"), World::new(true));
     let asked = Acquire { request: Some(request("acquire")), ..wanted(LONG) };
     let first = runtime();
-    let o = first.block_on(async {
-        let o = start(dir.path(), &world).await;
-        make_template(&o).await;
-        o.create_pool(pool("desk", 2)).await.expect("pool");
-        status_when(&o, "desk", "two", |status| status.warm == 2).await;
-        o
-    });
+    let o = first.block_on(with_two(dir.path(), &world));
     let gate = world.gate("open_guest", When::Before);
     let (this, request) = (o.clone(), asked.clone());
     first.spawn(async move { this.acquire(&admin(), request).await });
